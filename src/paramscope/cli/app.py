@@ -1,0 +1,80 @@
+"""The `paramscope` command: finds the stages, runs one, and words its failures."""
+
+import sys
+from importlib import import_module
+
+import typer
+
+from paramscope.errors import ParamscopeError
+
+STAGES = (
+    "config",
+    "corpus",
+    "tokenizer",
+    "base",
+    "target",
+    "curvature_draws",
+    "curvature",
+    "spotcheck",
+    "eigenspace",
+    "activation_sparsity",
+    "units",
+    "planted_units",
+    "embedding",
+    "partition",
+    "prm",
+    "prm_responses",
+    "prm_statistics",
+    "results",
+)
+FIGURES = (
+    "umap_visualization",
+    "parameter_clustering",
+    "prm_phase_diagram",
+    "noise_response_curves",
+    "statistical_summary",
+)
+
+app = typer.Typer(
+    help="Measure a causal language model: what its parameters do, remember, and cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, help="Show the traceback of a failure.")) -> None:
+    """Options before the stage's name; read by `main`."""
+
+
+def _register() -> None:
+    for stage in STAGES:
+        command = getattr(import_module(f"paramscope.cli.{stage}"), stage)
+        app.command(name=stage.replace("_", "-"))(command)
+    figure_command = import_module("paramscope.cli.figures").figure_command
+    for figure in FIGURES:
+        app.command(name=figure.replace("_", "-"))(figure_command(figure))
+
+
+def main() -> None:
+    """Run the command line; exit 2 for a wrong request, 1 for a failure.
+
+    A failure is one or two lines; its traceback is shown with `--debug` before the stage's
+    name.
+    """
+    _register()
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        own = isinstance(error, ParamscopeError)
+        print(
+            f"paramscope: {error}"
+            if own
+            else f"paramscope: {type(error).__name__}: {error} (--debug shows where)",
+            file=sys.stderr,
+        )
+        sys.exit(error.exit_code if isinstance(error, ParamscopeError) else 1)

@@ -1,0 +1,1 @@
+"""Curvature of the loss: the Gauss–Newton diagonal, exact entries, leading eigenpairs."""

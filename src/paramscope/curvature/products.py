@@ -1,0 +1,95 @@
+"""Exact products with the Hessian and the Gauss–Newton matrix, as vectors or single entries.
+
+Attention runs in SDPA's math kernel here: the fused ones have no second derivative, and
+transformers' "eager" takes its softmax in float32 even in a float64 model.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from paramscope.models.losses import mean_loss
+from paramscope.models.sequences import Sequences
+
+Entry = tuple[str, int]  # parameter name, flat index
+
+
+def hessian_entries(
+    model: PreTrainedModel, sequences: Sequences, entries: Sequence[Entry]
+) -> Iterator[float]:
+    """H_ii of the mean loss over `sequences`, one forward and then a backward an entry.
+
+    The gradient's graph is kept, and each entry differentiates one element of it.
+    """
+    parameters = dict(model.named_parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = mean_loss(model, sequences)
+    names = sorted({name for name, _ in entries})
+    gradients = torch.autograd.grad(loss, [parameters[n] for n in names], create_graph=True)
+    by_name = dict(zip(names, gradients, strict=True))
+    for name, index in entries:
+        element = by_name[name].flatten()[index]
+        if not element.requires_grad:  # the loss is linear in it
+            yield 0.0
+            continue
+        row = torch.autograd.grad(element, parameters[name], retain_graph=True, allow_unused=True)
+        yield 0.0 if row[0] is None else float(row[0].flatten()[index])
+
+
+@torch.no_grad()
+def ggn_entries(
+    model: PreTrainedModel, sequences: Sequences, entries: Sequence[Entry]
+) -> Iterator[float]:
+    """G_ii of the mean loss over `sequences`: one forward-mode product an entry.
+
+    G_ii = Σ_t var over p_t of (J_t e_i) / W: the variance, under the model's own next-token
+    distribution, of how the logits move.
+    """
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    mask = sequences.predicted
+    positions = torch.arange(sequences.ids.shape[1], device=mask.device).expand_as(sequences.ids)
+    for name, index in entries:
+
+        def scores(value: Tensor, name: str = name) -> Tensor:
+            inputs = {"input_ids": sequences.ids, "position_ids": positions, "use_cache": False}
+            output: Tensor = functional_call(model, {name: value}, kwargs=inputs).logits
+            return output[:, :-1]
+
+        tangent = torch.zeros_like(parameters[name])
+        tangent.view(-1)[index] = 1
+        with sdpa_kernel(SDPBackend.MATH):
+            z, moved = jvp(scores, (parameters[name],), (tangent,))[:2]
+        p = z.softmax(-1)
+        variance = (p * moved.square()).sum(-1) - (p * moved).sum(-1).square()
+        yield float((variance * mask).sum() / sequences.n_predicted)
+
+
+class HessianProduct:
+    """v ↦ Hv for the mean loss over `sequences`, summed over fixed microbatches.
+
+    Vectors are flat, [N], in the order of `model.named_parameters()`.
+    """
+
+    def __init__(self, model: PreTrainedModel, sequences: Sequences, batch_size: int) -> None:
+        self.model, self.sequences, self.batch_size = model, sequences, batch_size
+        self.parameters = list(model.parameters())
+        self.size = sum(p.numel() for p in self.parameters)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Hv, [N]."""
+        parts = vector.split([p.numel() for p in self.parameters])
+        shaped = [v.reshape(p.shape) for v, p in zip(parts, self.parameters, strict=True)]
+        total = torch.zeros_like(vector)
+        for batch in self.sequences.batches(self.batch_size):
+            share = batch.n_predicted / self.sequences.n_predicted
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = mean_loss(self.model, batch) * share
+            gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
+            along = sum((g * v).sum() for g, v in zip(gradients, shaped, strict=True))
+            products = torch.autograd.grad(along, self.parameters)
+            total += torch.cat([x.flatten() for x in products])
+        return total

@@ -1,0 +1,1 @@
+"""What a model is judged by: perplexity and membership inference."""

@@ -1,0 +1,32 @@
+"""Per-sample gradients of a normalisation's gain and shift.
+
+For y = x̂ ∘ w + b, with x̂ the normalised input [B, T, d] and g = ∂L/∂y, sample s has the
+gain gradient Σ_t g_st ∘ x̂_st and the shift gradient Σ_t g_st, both [d].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paramscope.persample.precision import wide
+
+
+def layer_normalized(x: Tensor, eps: float) -> Tensor:
+    """x with mean 0 and variance 1 over its last axis (Ba et al. 2016, arXiv:1607.06450)."""
+    return F.layer_norm(wide(x), x.shape[-1:], eps=eps)
+
+
+def rms_normalized(x: Tensor, eps: float) -> Tensor:
+    """x over its root mean square (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    x = wide(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def gain_squared_sum(normalized: Tensor, g: Tensor) -> Tensor:
+    """Σ_s (Σ_t g ∘ x̂)², [d]."""
+    return (wide(g) * normalized).sum(1).square().sum(0)
+
+
+def gain_token_squared_sum(normalized: Tensor, g: Tensor) -> Tensor:
+    """Σ over samples and tokens of (g ∘ x̂)², [d]."""
+    return (wide(g) * normalized).square().sum((0, 1))
