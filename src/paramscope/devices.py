@@ -1,8 +1,5 @@
 """Choosing where and in which number format a stage computes."""
 
-import os
-
-import psutil
 import torch
 
 from paramscope.errors import DeviceError
@@ -40,12 +37,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def machine() -> dict[str, int | str | None]:
-    """What this machine has: cores, memory in bytes, and its first GPU's name, if any."""
-    return {
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-    }

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -15,6 +17,7 @@ def atomic(path: Path) -> Iterator[Path]:
     yielded name ends in `path`'s own suffix, which some writers go by.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(path)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
@@ -22,8 +25,20 @@ def atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         partial.replace(path)
     except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
         raise
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Remove what a killed process left half-written for the same name."""
+    for partial in path.parent.glob(f".partial-*-{path.name}"):
+        owner = partial.name.split("-")[1]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -26,8 +26,6 @@ STAGES = (
     "prm_responses",
     "prm_statistics",
     "results",
-)
-FIGURES = (
     "umap_visualization",
     "parameter_clustering",
     "prm_phase_diagram",
@@ -53,9 +51,6 @@ def _register() -> None:
     for stage in STAGES:
         command = getattr(import_module(f"paramscope.cli.{stage}"), stage)
         app.command(name=stage.replace("_", "-"))(command)
-    figure_command = import_module("paramscope.cli.figures").figure_command
-    for figure in FIGURES:
-        app.command(name=figure.replace("_", "-"))(figure_command(figure))
 
 
 def main() -> None:

@@ -49,3 +49,23 @@ def _combined(a: Moments, b: Moments) -> Moments:
         spread = delta.square() * (a.count * b.count / n)
         squares[name] = a.squares[name] + b.squares[name] + spread
     return Moments(n, mean, squares)
+
+
+def to_content(part: Moments) -> dict[str, Tensor | int]:
+    """A shard's moments as the flat content of a Torch file."""
+    mean = {f"mean/{name}": value for name, value in part.mean.items()}
+    squares = {f"squares/{name}": value for name, value in part.squares.items()}
+    return {"count": part.count, **mean, **squares}
+
+
+def from_content(content: Mapping[str, Tensor | int]) -> Moments:
+    """The inverse of `to_content`."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in content.items()
+            if name.startswith(prefix) and isinstance(value, Tensor)
+        }
+
+    return Moments(int(content["count"]), under("mean/"), under("squares/"))

@@ -76,20 +76,30 @@ class HessianProduct:
 
     def __init__(self, model: PreTrainedModel, sequences: Sequences, batch_size: int) -> None:
         self.model, self.sequences, self.batch_size = model, sequences, batch_size
+        self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
         self.size = sum(p.numel() for p in self.parameters)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Hv, [N]."""
-        parts = vector.split([p.numel() for p in self.parameters])
-        shaped = [v.reshape(p.shape) for v, p in zip(parts, self.parameters, strict=True)]
+        shaped = [part[0] for part in self.shaped(vector[:, None]).values()]
         total = torch.zeros_like(vector)
         for batch in self.sequences.batches(self.batch_size):
             share = batch.n_predicted / self.sequences.n_predicted
             with sdpa_kernel(SDPBackend.MATH):
                 loss = mean_loss(self.model, batch) * share
             gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
-            along = sum((g * v).sum() for g, v in zip(gradients, shaped, strict=True))
+            along = torch.stack(
+                [(g * v).sum() for g, v in zip(gradients, shaped, strict=True)]
+            ).sum()
             products = torch.autograd.grad(along, self.parameters)
             total += torch.cat([x.flatten() for x in products])
         return total
+
+    def shaped(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Flat vectors [N, k] by parameter name, each [k, *the parameter's shape]."""
+        parts = vectors.T.split([p.numel() for p in self.parameters], 1)
+        return {
+            name: part.reshape(-1, *p.shape)
+            for name, part, p in zip(self.names, parts, self.parameters, strict=True)
+        }

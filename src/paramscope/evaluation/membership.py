@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def mean_losses(log_probs: Tensor, lengths: Tensor) -> Tensor:
-    """Mean negative log-likelihood a token of each document, [S], in nats."""
-    return -log_probs.sum(1) / (lengths - 1)
-
-
 def min_k(log_probs: Tensor, lengths: Tensor, percent: float) -> Tensor:
     """Min-K% score of each document, [S]: mean log p of its least likely `percent` of tokens.
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from paramscope.errors import ArtifactError, RequestError
+
+disable_progress_bar()  # transformers' own bars flash by a file
 
 
 @dataclass(frozen=True)

@@ -39,3 +39,11 @@ def token_log_probabilities(
         rows[start : start + len(batch), : part.shape[1]] = part
         start += len(batch)
     return rows
+
+
+def document_losses(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """Mean negative log-likelihood a token of each document, [S], in nats.
+
+    `log_probs` [S, T−1] is 0 beyond a document's end; `lengths` [S] counts its tokens.
+    """
+    return -log_probs.sum(1) / (lengths - 1)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.artifacts.digest import seed_of
-from paramscope.models.losses import mean_loss, token_log_probabilities
+from paramscope.models.losses import document_losses, mean_loss, token_log_probabilities
 from paramscope.models.sequences import Sequences
 
 TRAINING = pa.schema(
@@ -66,13 +66,13 @@ class Progress:
 Judge = Callable[[PreTrainedModel], tuple[float, float, float]]
 
 
-def membership_judge(members: Sequences, nonmembers: Sequences, batch: int) -> Judge:
+def membership_judge(members: Sequences, nonmembers: Sequences, batch_size: int) -> Judge:
     """A function that gives a model's member loss, non-member loss and loss-attack AUC."""
     from sklearn.metrics import roc_auc_score
 
     def losses(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-        log_probs = token_log_probabilities(model, sequences, batch)
-        return (-log_probs.sum(1) / (sequences.lengths - 1)).cpu()
+        log_probs = token_log_probabilities(model, sequences, batch_size)
+        return document_losses(log_probs, sequences.lengths).cpu()
 
     def judge(model: PreTrainedModel) -> tuple[float, float, float]:
         member, nonmember = losses(model, members), losses(model, nonmembers)

@@ -1,0 +1,39 @@
+# make run: set everything up, then the main job. make test: set everything up, then all tests.
+.DELETE_ON_ERROR:
+.PHONY: run test lint resume report clean-results
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= python3
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+run: $(READY)
+	snakemake --cores all
+
+test: $(READY)
+	pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check --compact-diff Snakefile rules
+	snakemake --lint
+
+resume: $(READY)
+	snakemake --unlock
+	snakemake --cores all --rerun-incomplete
+
+report: $(READY)
+	snakemake --report results/report.html
+
+clean-results:
+	rm -rf results logs benchmarks
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramscope needs Python 3.11 or later; name one: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@

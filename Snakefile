@@ -1,0 +1,36 @@
+"""paramscope: what each part of a causal language model's parameters does.
+
+The default target is the whole `geometry` study of the model that `config.yaml` names.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+wildcard_constraints:
+    model=r"[^/]+",
+    rule=r"[a-z_]+",
+
+
+rule all:
+    default_target: True
+    input:
+        study_outputs,
+
+
+include: "rules/data.smk"
+include: "rules/model.smk"
+include: "rules/geometry.smk"
+include: "rules/response.smk"
+include: "rules/figures.smk"
+
+
+onsuccess:
+    print(closing_words())

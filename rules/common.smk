@@ -1,0 +1,212 @@
+"""What all rules share: the checked configuration, code digests, and where things are."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from paramscope.artifacts.digest import code_digest
+from paramscope.config.load import validate
+from paramscope.errors import ConfigError
+from paramscope.machine import gpus
+from snakemake.exceptions import WorkflowError
+
+try:
+    config = validate(config).model_dump(mode="json")
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+# `paramscope` is installed where Snakemake is; a conda environment's own comes first.
+os.environ |= {"PATH": os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)])}
+
+MODEL = config["model"]
+RESULTS = f"results/{MODEL}"
+KIND = config["models"][MODEL]["kind"]
+PLANTED = KIND == "planted"
+FIGURES = {
+    "umap_visualization": True,  # whether a planted model has it
+    "parameter_clustering": True,
+    "prm_phase_diagram": False,
+    "noise_response_curves": False,
+    "statistical_summary": False,
+}
+DEFAULT_PARTITION = f"{RESULTS}/geometry/partition/{config['partition']['default']}.parquet"
+PARTITIONS = [
+    f"{RESULTS}/geometry/partition/{rule}.parquet" for rule in config["partition"]["rules"]
+]
+PRM_RULES = [] if PLANTED else config["prm"]["rules"]
+RESPONSES = [f"{RESULTS}/prm/{rule}.parquet" for rule in PRM_RULES]
+STATISTICS = [f"{RESULTS}/prm/{rule}.statistics.json" for rule in PRM_RULES]
+WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json")
+COMPUTE_ENVIRONMENT = (
+    "../envs/cuda.yaml" if config["device"].startswith("cuda") else "../envs/cpu.yaml"
+)
+
+
+def models_of(planted):
+    """A pattern for the names of planted, or of measured, models."""
+    names = [n for n, m in config["models"].items() if (m["kind"] == "planted") == planted]
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+PLANTED_MODELS, MEASURED_MODELS = models_of(True), models_of(False)
+
+
+def figure_paths():
+    """The figures of this run's model."""
+    return [
+        f"{RESULTS}/figures/{name}.png"
+        for name, planted in FIGURES.items()
+        if planted or not PLANTED
+    ]
+
+
+def study_outputs(wildcards):
+    """All that the study ends with."""
+    return [*figure_paths(), f"{RESULTS}/results.json", f"{RESULTS}/results.csv"]
+
+
+def closing_words():
+    """Where the outputs are."""
+    done = [path for path in study_outputs(None) if Path(path).is_file()]
+    if len(done) < len(study_outputs(None)):
+        return "Done. The whole study is made by: snakemake --cores all"
+    return (
+        f"Done. Figures: {RESULTS}/figures/*.png (and .pdf)\n"
+        f"      Numbers: {RESULTS}/results.json, {RESULTS}/results.csv"
+    )
+
+
+def target_folder(wildcards):
+    """The model under study."""
+    return f"results/{wildcards.model}/target"
+
+
+def base_folder(wildcards):
+    """The model that has not seen the members."""
+    return f"results/{wildcards.model}/base"
+
+
+def shards(total, size):
+    """First number and count of each shard of `size`; the last may be smaller."""
+    return [(first, min(size, total - first)) for first in range(0, total, size)]
+
+
+def draw_shards(wildcards):
+    """The curvature's shards, in the order of draws."""
+    return [
+        f"results/{wildcards.model}/curvature/draws/{first}-{size}.pt"
+        for first, size in shards(
+            config["curvature"]["draws"], config["curvature"]["draws_per_shard"]
+        )
+    ]
+
+
+def response_shards(wildcards):
+    """A rule's shards of the sweep, in the order of noise seeds."""
+    return [
+        f"results/{wildcards.model}/prm/shards/{wildcards.rule}/{first}-{size}.parquet"
+        for first, size in shards(config["prm"]["seeds"], config["prm"]["seeds_per_shard"])
+    ]
+
+
+def shard_options(wildcards, input):
+    """The shards in order, as the options of a merge."""
+    return repeated("shard", input)
+
+
+def results_inputs(wildcards):
+    """What the results are gathered from, by the name of its option."""
+    folder = f"results/{wildcards.model}"
+    common = {
+        "units": f"{folder}/geometry/units.parquet",
+        "quality": f"{folder}/geometry/embedding.json",
+        "partition": PARTITIONS,
+    }
+    if PLANTED:
+        return common
+    return common | {
+        "responses": RESPONSES,
+        "statistics": STATISTICS,
+        "curvature_summary": f"{folder}/curvature/summary.parquet",
+        "spotcheck": f"{folder}/curvature/spotcheck.json",
+        "gate": f"{folder}/corpus/gate.json",
+        "base_training": f"{folder}/base/training.parquet",
+        "target_training": f"{folder}/target/training.parquet",
+    }
+
+
+def results_options(wildcards, input):
+    """The results' inputs as options; a list is repeated."""
+    given = results_inputs(wildcards)
+    return " ".join(
+        repeated(name.replace("_", "-"), [paths] if isinstance(paths, str) else paths)
+        for name, paths in given.items()
+    )
+
+
+def planted_count(wildcards):
+    """Units of a planted model."""
+    return config["models"][wildcards.model]["units"]
+
+
+def partition_reference(wildcards):
+    """The partition whose sizes the random control copies."""
+    control = wildcards.rule == "random"
+    if not control:
+        return []
+    return f"results/{wildcards.model}/geometry/partition/{config['partition']['default']}.parquet"
+
+
+def partition_options(wildcards):
+    """What only the random control takes."""
+    reference = partition_reference(wildcards)
+    if not reference:
+        return ""
+    return (
+        f"--like {reference} "
+        f"--draws {config['partition']['random_draws']} --seed {config['seed']}"
+    )
+
+
+def tokenizer_options(wildcards):
+    """A tokenizer of the model's own, or its checkpoint's."""
+    model = config["models"][wildcards.model]
+    if model["kind"] == "checkpoint":
+        return f"--checkpoint {model['source']}"
+    return f"--vocab {model['vocab']}"
+
+
+def base_options(wildcards):
+    """A model trained from scratch, or a checkpoint as it is."""
+    model = config["models"][wildcards.model]
+    if model["kind"] == "checkpoint":
+        return f"--checkpoint {model['source']}"
+    sizes = ("hidden", "layers", "heads", "ffn", "positions")
+    training = ("epochs", "batch", "learning_rate")
+    return (
+        options({name: model[name] for name in sizes})
+        + " "
+        + options({name: config["base"][name] for name in training})
+    )
+
+
+def options(values):
+    """Values as command line options: {"min_k": 20} is --min-k 20."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+
+
+def compute_options(threads):
+    """The options of every stage that computes on the model."""
+    return options({"device": config["device"], "dtype": config["dtype"], "threads": threads})
+
+
+def repeated(option, values):
+    """An option once a value."""
+    return " ".join(f"--{option} {value}" for value in values)
+
+
+def stage_gpus(wildcards):
+    """GPUs of a stage that computes: one, unless it runs on the CPU."""
+    device = config["device"]
+    return int(device.startswith("cuda") or (device == "auto" and bool(gpus())))

@@ -1,0 +1,162 @@
+"""Figures: one rule each, asked for by its name or by its path.
+
+In: tables and records under results/{model}/. Out: results/{model}/figures/.
+"""
+
+
+rule umap_visualization:
+    input:
+        units=f"{RESULTS}/geometry/units.parquet",
+        embedding=f"{RESULTS}/geometry/embedding.parquet",
+        quality=f"{RESULTS}/geometry/embedding.json",
+        partition=DEFAULT_PARTITION,
+    output:
+        png=report(
+            f"{RESULTS}/figures/umap_visualization.png",
+            caption="../workflow/report/umap_visualization.rst",
+            category="Geometry",
+            labels={"figure": "umap visualization", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/umap_visualization.pdf",
+    params:
+        code=code_digest("cli.umap_visualization"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/umap_visualization.log",
+    benchmark:
+        f"benchmarks/{MODEL}/umap_visualization.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: units in the UMAP plane"
+    shell:
+        "paramscope umap-visualization {output.png} --units {input.units} --embedding {input.embedding}"
+        " --quality {input.quality} --partition {input.partition}"
+        " --model {params.model} > {log} 2>&1"
+
+
+rule parameter_clustering:
+    input:
+        units=f"{RESULTS}/geometry/units.parquet",
+        partition=DEFAULT_PARTITION,
+    output:
+        png=report(
+            f"{RESULTS}/figures/parameter_clustering.png",
+            caption="../workflow/report/parameter_clustering.rst",
+            category="Geometry",
+            labels={"figure": "parameter clustering", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/parameter_clustering.pdf",
+    params:
+        code=code_digest("cli.parameter_clustering"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/parameter_clustering.log",
+    benchmark:
+        f"benchmarks/{MODEL}/parameter_clustering.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: classes in feature space and by layer"
+    shell:
+        "paramscope parameter-clustering {output.png} --units {input.units} --partition {input.partition}"
+        " --model {params.model} > {log} 2>&1"
+
+
+rule prm_phase_diagram:
+    input:
+        RESPONSES,
+    output:
+        png=report(
+            f"{RESULTS}/figures/prm_phase_diagram.png",
+            caption="../workflow/report/prm_phase_diagram.rst",
+            category="Response",
+            labels={"figure": "prm phase diagram", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/prm_phase_diagram.pdf",
+    params:
+        code=code_digest("cli.prm_phase_diagram"),
+        given=repeated("responses", RESPONSES),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/prm_phase_diagram.log",
+    benchmark:
+        f"benchmarks/{MODEL}/prm_phase_diagram.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: perplexity lost against membership lost"
+    shell:
+        "paramscope prm-phase-diagram {output.png} {params.given}"
+        " --model {params.model} > {log} 2>&1"
+
+
+rule noise_response_curves:
+    input:
+        RESPONSES,
+    output:
+        png=report(
+            f"{RESULTS}/figures/noise_response_curves.png",
+            caption="../workflow/report/noise_response_curves.rst",
+            category="Response",
+            labels={"figure": "noise response curves", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/noise_response_curves.pdf",
+    params:
+        code=code_digest("cli.noise_response_curves"),
+        given=repeated("responses", RESPONSES),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/noise_response_curves.log",
+    benchmark:
+        f"benchmarks/{MODEL}/noise_response_curves.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: responses over the noise scale"
+    shell:
+        "paramscope noise-response-curves {output.png} {params.given}"
+        " --model {params.model} > {log} 2>&1"
+
+
+rule statistical_summary:
+    input:
+        STATISTICS,
+    output:
+        png=report(
+            f"{RESULTS}/figures/statistical_summary.png",
+            caption="../workflow/report/statistical_summary.rst",
+            category="Response",
+            labels={"figure": "statistical summary", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/statistical_summary.pdf",
+    params:
+        code=code_digest("cli.statistical_summary"),
+        given=repeated("statistics", STATISTICS),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/statistical_summary.log",
+    benchmark:
+        f"benchmarks/{MODEL}/statistical_summary.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: effect sizes and separation"
+    shell:
+        "paramscope statistical-summary {output.png} {params.given}"
+        " --model {params.model} > {log} 2>&1"

@@ -1,0 +1,262 @@
+"""What each unit is like: curvature, sparsity, eigenspace, features, embedding, partition.
+
+In: results/{model}/target/ and corpus/. Out: results/{model}/curvature/, activations/, geometry/.
+"""
+
+
+rule curvature_draws:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        calibration="results/{model}/corpus/calibration.parquet",
+    output:
+        "results/{model}/curvature/draws/{first}-{size}.pt",
+    params:
+        code=code_digest("cli.curvature_draws"),
+        target=target_folder,
+        method=config["curvature"]["method"],
+        batch=config["curvature"]["batch"],
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/curvature_draws/{first}-{size}.log",
+    benchmark:
+        "benchmarks/{model}/curvature_draws/{first}-{size}.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "curvature of {wildcards.model}: {wildcards.size} draws from number {wildcards.first}"
+    shell:
+        "paramscope curvature-draws {params.target} {input.calibration} {output}"
+        " --first {wildcards.first} --draws {wildcards.size} --method {params.method}"
+        " --batch {params.batch} --length {params.length} --seed {params.seed}"
+        " {params.compute} > {log} 2>&1"
+
+
+rule curvature:
+    input:
+        draw_shards,
+    output:
+        diagonal="results/{model}/curvature/diagonal.pt",
+        summary="results/{model}/curvature/summary.parquet",
+    params:
+        code=code_digest("cli.curvature"),
+        shards=shard_options,
+    log:
+        "logs/{model}/curvature.log",
+    benchmark:
+        "benchmarks/{model}/curvature.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "merging the curvature draws of {wildcards.model}"
+    shell:
+        "paramscope curvature {output.diagonal} {params.shards}"
+        " --output-summary {output.summary} > {log} 2>&1"
+
+
+rule spotcheck:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        calibration="results/{model}/corpus/calibration.parquet",
+    output:
+        table="results/{model}/curvature/spotcheck.parquet",
+        quality="results/{model}/curvature/spotcheck.json",
+    params:
+        code=code_digest("cli.spotcheck"),
+        target=target_folder,
+        sizes=options(config["spotcheck"]),
+        draws=config["curvature"]["draws"],
+        batch=config["curvature"]["batch"],
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/spotcheck.log",
+    benchmark:
+        "benchmarks/{model}/spotcheck.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "setting the curvature of {wildcards.model} beside exact entries"
+    shell:
+        "paramscope spotcheck {params.target} {input.calibration} {output.table}"
+        " --output-quality {output.quality} {params.sizes} --draws {params.draws}"
+        " --batch {params.batch} --length {params.length} --seed {params.seed}"
+        " {params.compute} > {log} 2>&1"
+
+
+rule eigenspace:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        calibration="results/{model}/corpus/calibration.parquet",
+    output:
+        "results/{model}/curvature/eigenspace.pt",
+    params:
+        code=code_digest("cli.eigenspace"),
+        target=target_folder,
+        sizes=options(config["eigenspace"]),
+        batch=config["curvature"]["batch"],
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/eigenspace.log",
+    benchmark:
+        "benchmarks/{model}/eigenspace.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "leading eigenpairs of the Hessian of {wildcards.model}"
+    shell:
+        "paramscope eigenspace {params.target} {input.calibration} {output} {params.sizes}"
+        " --batch {params.batch} --length {params.length} --seed {params.seed}"
+        " {params.compute} > {log} 2>&1"
+
+
+rule activation_sparsity:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        calibration="results/{model}/corpus/calibration.parquet",
+    output:
+        "results/{model}/activations/sparsity.parquet",
+    params:
+        code=code_digest("cli.activation_sparsity"),
+        target=target_folder,
+        sizes=options(config["activation_sparsity"]),
+        length=config["length"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/activation_sparsity.log",
+    benchmark:
+        "benchmarks/{model}/activation_sparsity.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "activation sparsity of {wildcards.model}"
+    shell:
+        "paramscope activation-sparsity {params.target} {input.calibration} {output} {params.sizes}"
+        " --length {params.length} {params.compute} > {log} 2>&1"
+
+
+rule units:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        diagonal="results/{model}/curvature/diagonal.pt",
+        sparsity="results/{model}/activations/sparsity.parquet",
+        eigenspace="results/{model}/curvature/eigenspace.pt",
+    output:
+        "results/{model}/geometry/units.parquet",
+    wildcard_constraints:
+        model=MEASURED_MODELS,
+    params:
+        code=code_digest("cli.units"),
+        target=target_folder,
+    log:
+        "logs/{model}/units.log",
+    benchmark:
+        "benchmarks/{model}/units.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    message:
+        "features of every unit of {wildcards.model}"
+    shell:
+        "paramscope units {params.target} {input.diagonal} {input.sparsity} {input.eigenspace}"
+        " {output} > {log} 2>&1"
+
+
+rule planted_units:
+    output:
+        "results/{model}/geometry/units.parquet",
+    wildcard_constraints:
+        model=PLANTED_MODELS,
+    params:
+        code=code_digest("cli.planted_units"),
+        units=planted_count,
+        seed=config["seed"],
+    log:
+        "logs/{model}/planted_units.log",
+    benchmark:
+        "benchmarks/{model}/planted_units.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "planting synthetic units of known classes"
+    shell:
+        "paramscope planted-units {output} --units {params.units} --seed {params.seed} > {log} 2>&1"
+
+
+rule embedding:
+    input:
+        units="results/{model}/geometry/units.parquet",
+    output:
+        embedding="results/{model}/geometry/embedding.parquet",
+        quality="results/{model}/geometry/embedding.json",
+    params:
+        code=code_digest("cli.embedding"),
+        layout=options(config["embedding"]),
+        seed=config["seed"],
+    log:
+        "logs/{model}/embedding.log",
+    benchmark:
+        "benchmarks/{model}/embedding.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "laying out the units of {wildcards.model}"
+    shell:
+        "paramscope embedding {input.units} {output.embedding} --output-quality {output.quality}"
+        " {params.layout} --seed {params.seed} > {log} 2>&1"
+
+
+rule partition:
+    input:
+        units="results/{model}/geometry/units.parquet",
+        like=partition_reference,
+    output:
+        "results/{model}/geometry/partition/{rule}.parquet",
+    params:
+        code=code_digest("cli.partition"),
+        choice=partition_options,
+    log:
+        "logs/{model}/partition/{rule}.log",
+    benchmark:
+        "benchmarks/{model}/partition/{rule}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "partition of {wildcards.model} by rule {wildcards.rule}"
+    shell:
+        "paramscope partition {input.units} {output} --rule {wildcards.rule} {params.choice}"
+        " > {log} 2>&1"

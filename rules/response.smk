@@ -1,0 +1,112 @@
+"""How the model responds to noise in each class, and what that says.
+
+In: results/{model}/target/, corpus/, geometry/. Out: results/{model}/prm/, results.json, results.csv.
+"""
+
+
+rule prm:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        partition="results/{model}/geometry/partition/{rule}.parquet",
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+        evaluation="results/{model}/corpus/evaluation.parquet",
+    output:
+        "results/{model}/prm/shards/{rule}/{first}-{size}.parquet",
+    params:
+        code=code_digest("cli.prm"),
+        target=target_folder,
+        sigmas=repeated("sigma", config["prm"]["sigmas"]),
+        measure=options({k: config["prm"][k] for k in ("min_k", "bootstrap", "batch")}),
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/prm/{rule}-{first}-{size}.log",
+    benchmark:
+        "benchmarks/{model}/prm/{rule}-{first}-{size}.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "noise in the classes of {wildcards.rule}: {wildcards.size} seeds from number {wildcards.first}"
+    shell:
+        "paramscope prm {params.target} {input.partition} {input.member} {input.nonmember}"
+        " {input.evaluation} {output} {params.sigmas} --first {wildcards.first}"
+        " --seeds {wildcards.size} {params.measure} --length {params.length}"
+        " --seed {params.seed} {params.compute} > {log} 2>&1"
+
+
+rule prm_responses:
+    input:
+        response_shards,
+    output:
+        "results/{model}/prm/{rule}.parquet",
+    params:
+        code=code_digest("cli.prm_responses"),
+        shards=shard_options,
+    log:
+        "logs/{model}/prm_responses/{rule}.log",
+    benchmark:
+        "benchmarks/{model}/prm_responses/{rule}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "merging the responses by rule {wildcards.rule}"
+    shell:
+        "paramscope prm-responses {output} {params.shards} > {log} 2>&1"
+
+
+rule prm_statistics:
+    input:
+        responses="results/{model}/prm/{rule}.parquet",
+    output:
+        "results/{model}/prm/{rule}.statistics.json",
+    params:
+        code=code_digest("cli.prm_statistics"),
+        seed=config["seed"],
+    log:
+        "logs/{model}/prm_statistics/{rule}.log",
+    benchmark:
+        "benchmarks/{model}/prm_statistics/{rule}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "testing the responses by rule {wildcards.rule}"
+    shell:
+        "paramscope prm-statistics {input.responses} {output} --rule {wildcards.rule}"
+        " --seed {params.seed} > {log} 2>&1"
+
+
+rule results:
+    input:
+        unpack(results_inputs),
+    output:
+        record="results/{model}/results.json",
+        rows="results/{model}/results.csv",
+    params:
+        code=code_digest("cli.results"),
+        given=results_options,
+    log:
+        "logs/{model}/results.log",
+    benchmark:
+        "benchmarks/{model}/results.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "gathering the results of {wildcards.model}"
+    shell:
+        "paramscope results {output.record} --output-csv {output.rows}"
+        " --model {wildcards.model} {params.given} > {log} 2>&1"

@@ -1,0 +1,84 @@
+"""Stage `prm`: one shard of the sweep of noise over classes."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from paramscope.cli.options import (
+    BatchSize,
+    DeviceName,
+    Dtype,
+    DtypeName,
+    Length,
+    ModelFolder,
+    Output,
+    Seed,
+    Threads,
+)
+
+
+def prm(
+    model: ModelFolder,
+    partition: Annotated[Path, Argument(help="Classes of the units.")],
+    member: Annotated[Path, Argument(help="Documents that the model was finetuned on.")],
+    nonmember: Annotated[Path, Argument(help="Documents that it never saw.")],
+    evaluation: Annotated[Path, Argument(help="Text for perplexity.")],
+    output: Output,
+    sigma: Annotated[
+        list[float], Option(help="Noise scale in units of a tensor's RMS; repeat it.")
+    ],
+    first: Annotated[int, Option(help="Number of the first noise seed.")] = 0,
+    seeds: Annotated[int, Option(help="Noise seeds from there on.")] = 4,
+    min_k: Annotated[float, Option(help="Percent of tokens in the Min-K% attack.")] = 20,
+    bootstrap: Annotated[int, Option(help="Resamples a standard error.")] = 200,
+    batch: BatchSize = 32,
+    length: Length = 64,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = Dtype.float32,
+    threads: Threads = 1,
+) -> None:
+    """Put noise in each class and measure perplexity and membership inference.
+
+    Each noise seed is used as +z and −z; classes and scales share it.
+    """
+    arguments = dict(locals())
+    from paramscope.artifacts.provenance import provenance
+    from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.models.folders import sequences_of
+    from paramscope.models.load import load_model
+    from paramscope.models.sequences import load_tokenizer, windows
+    from paramscope.response.responses import RESPONSES
+    from paramscope.response.sweep import Judge, sweep
+
+    place = choose_device(device, threads)
+    encode = load_tokenizer(model)
+    members, nonmembers = (
+        sequences_of(encode, read_table(path, ["doc_id", "text"]), length)
+        for path in (member, nonmember)
+    )
+    text = read_table(evaluation, ["text"])["text"].tolist()
+    judge = Judge(
+        windows(encode, text, length, stride=length),
+        members,
+        nonmembers,
+        min_k_percent=min_k,
+        bootstrap=bootstrap,
+        batch_size=batch,
+        seed=seed,
+        device=place,
+    )
+    network = load_model(model, place, DTYPES[dtype])
+    responses = sweep(
+        network,
+        judge,
+        read_table(partition, ["unit", "label", "draw"]),
+        sigmas=sorted(sigma),
+        seeds=range(first, first + seeds),
+        seed=seed,
+    )
+    made_by = provenance("cli.prm", arguments, device=describe_device(place))
+    write_table(output, responses, RESPONSES, made_by)
+    print(f"{len(responses)} responses to noise seeds {first} to {first + seeds - 1} in {output}")

@@ -1,0 +1,69 @@
+"""Stage `results`: the study's numbers in one record and one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from paramscope.cli.options import Output
+
+Paths = list[Path] | None
+
+
+def results(
+    output: Output,
+    output_csv: Annotated[Path, Option(help="CSV to write: a row a rule, class, sigma and seed.")],
+    model: Annotated[str, Option(help="Name of the model.")],
+    units: Annotated[Path, Option(help="Table of units.")],
+    quality: Annotated[Path, Option(help="Record of the embedding's quality.")],
+    partition: Annotated[list[Path], Option(help="Classes by one rule; repeat for more.")],
+    responses: Annotated[Paths, Option(help="Responses by one rule; repeat for more.")] = None,
+    statistics: Annotated[Paths, Option(help="Statistics of one rule; repeat for more.")] = None,
+    curvature_summary: Annotated[Path | None, Option(help="Table of curvature a tensor.")] = None,
+    spotcheck: Annotated[Path | None, Option(help="Record of the curvature's spot check.")] = None,
+    gate: Annotated[Path | None, Option(help="Record of the corpus's blind gate.")] = None,
+    target_training: Annotated[Path | None, Option(help="Table of the target's losses.")] = None,
+    base_training: Annotated[Path | None, Option(help="Table of the base's losses.")] = None,
+) -> None:
+    """Gather the study: counts a class, separation scores, quality of curvature and embedding."""
+    arguments = dict(locals())
+    from paramscope.artifacts.atomic import atomic
+    from paramscope.artifacts.provenance import provenance
+    from paramscope.artifacts.records import read_record, write_record
+    from paramscope.artifacts.tables import read_table, read_table_provenance
+    from paramscope.machine import machine
+    from paramscope.response import results as study
+
+    def content(path: Path) -> dict[str, object]:
+        return {key: value for key, value in read_record(path).items() if key != "provenance"}
+
+    source = read_table_provenance(units)
+    record: dict[str, object] = {
+        "model": model,
+        "synthetic": bool(source["synthetic"]),
+        "device": source["device"],
+        "seed": source["seed"],
+        "machine": machine(),
+        "units": study.units_record(read_table(units)),
+        "embedding": content(quality),
+        "partitions": study.partitions_record({p.stem: read_table(p) for p in partition}),
+    }
+    if gate is not None:
+        record["blind_gate"] = content(gate)
+    for name, path in (("base", base_training), ("target", target_training)):
+        if path is not None:
+            record[name] = study.training_record(read_table(path))
+    if target_training is not None:
+        trained = read_table_provenance(target_training)
+        record |= {key: trained[key] for key in ("device", "seed", "versions")}
+    if curvature_summary is not None and spotcheck is not None:
+        summary = read_table(curvature_summary)
+        record["curvature"] = study.curvature_record(summary, read_record(spotcheck))
+    rules = {path.name.removesuffix(".statistics.json"): path for path in statistics or []}
+    record["responses"] = study.responses_record({r: read_record(p) for r, p in rules.items()})
+    rows = study.response_rows({path.stem: read_table(path) for path in responses or []})
+    made_by = provenance("cli.results", arguments, synthetic=bool(source["synthetic"]))
+    write_record(output, record, made_by)
+    with atomic(output_csv) as partial:
+        rows.to_csv(partial, index=False)
+    print(f"{len(rows)} rows in {output_csv}, the study's record in {output}")

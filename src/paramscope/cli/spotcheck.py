@@ -1,0 +1,78 @@
+"""Stage `spotcheck`: the curvature estimate beside exact entries."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from paramscope.cli.options import (
+    BatchSize,
+    DeviceName,
+    Dtype,
+    DtypeName,
+    Length,
+    ModelFolder,
+    Output,
+    Seed,
+    Threads,
+)
+
+
+def spotcheck(
+    model: ModelFolder,
+    calibration: Annotated[Path, Argument(help="Documents that the curvature is taken over.")],
+    output: Output,
+    output_quality: Annotated[Path, Option(help="Record to write: the table's summary.")],
+    parameters: Annotated[int, Option(help="Entries, spread over the tensors.")] = 300,
+    sequences: Annotated[int, Option(help="Documents that all three are taken over.")] = 16,
+    draws: Annotated[int, Option(help="Draws of the estimate.")] = 16,
+    batch: BatchSize = 16,
+    length: Length = 64,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = Dtype.float32,
+    threads: Threads = 1,
+) -> None:
+    """Set the estimated curvature of sampled parameters beside the exact G and the exact H.
+
+    All three are over the same documents, the first of the calibration split.
+    """
+    arguments = dict(locals())
+    import pandas as pd
+    from tqdm import tqdm
+
+    from paramscope.artifacts.provenance import provenance
+    from paramscope.artifacts.records import write_record
+    from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.curvature.ggn import ggn_draws
+    from paramscope.curvature.moments import moments
+    from paramscope.curvature.products import ggn_entries, hessian_entries
+    from paramscope.curvature.spotcheck import SPOTCHECK, quality, stratified
+    from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.models.folders import sequences_of
+    from paramscope.models.load import load_model
+    from paramscope.models.sequences import load_tokenizer
+
+    place = choose_device(device, threads)
+    split = read_table(calibration, ["doc_id", "text"])[:sequences]
+    text = sequences_of(load_tokenizer(model), split, length).to(place)
+    network = load_model(model, place, DTYPES[dtype])
+    estimate = moments(ggn_draws(network, text, range(draws), seed=seed, batch_size=batch))
+    error = estimate.standard_error()
+    entries = stratified(estimate.mean, parameters, seed)
+    checked = pd.DataFrame(entries, columns=["tensor", "index"])
+    for column, values in (("estimate", estimate.mean), ("standard_error", error)):
+        checked[column] = [float(values[name].flatten()[i]) for name, i in entries]
+    n = len(entries)
+    checked["exact_ggn"] = list(tqdm(ggn_entries(network, text, entries), "exact G", n))
+    checked["exact_hessian"] = list(tqdm(hessian_entries(network, text, entries), "exact H", n))
+    made_by = provenance(
+        "cli.spotcheck", arguments, device=describe_device(place), notes={"documents": len(text)}
+    )
+    write_table(output, checked, SPOTCHECK, made_by)
+    found = quality(checked)
+    write_record(output_quality, {"sequences": len(text), "draws": draws} | found, made_by)
+    print(
+        f"{n} entries in {output}: Spearman {found['spearman_ggn']:.3f} with G, "
+        f"{found['spearman_hessian']:.3f} with H; R gap {found['r_gap']:.3f}"
+    )

@@ -1,0 +1,150 @@
+"""The configuration of a run: its sections, and what must hold between them."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from paramscope.config.kinds import Model, Name, Planted, Scratch
+from paramscope.config.section import Section, inconsistent
+from paramscope.config.sections import (
+    ActivationSparsity,
+    Base,
+    Corpus,
+    Curvature,
+    Eigenspace,
+    Embedding,
+    Partition,
+    Prm,
+    Spotcheck,
+    Target,
+)
+
+
+class Config(Section):
+    """The configuration of a run of paramscope."""
+
+    model: str = Field(default="tiny-opt", description="The model under study, a name in models.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="All other seeds derive from it.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        examples=["auto", "cpu", "cuda", "cuda:1"],
+        description="auto (CUDA where there is one, else CPU), cpu, cuda, or cuda:N.",
+    )
+    dtype: Literal["float64", "float32", "bfloat16"] = Field(
+        default="float32", description="Number format of weights: float64, float32 or bfloat16."
+    )
+    threads: int = Field(
+        default=2,
+        ge=1,
+        description="CPU threads of a stage that runs alone (a shard takes 1); not taken from "
+        "--cores, so results don't depend on that.",
+    )
+    length: int = Field(default=64, ge=2, description="Tokens a sequence; longer text is cut.")
+    models: dict[Name, Model] = Field(
+        default={
+            "tiny-opt": Scratch(
+                kind="scratch", hidden=128, layers=4, heads=4, ffn=512, vocab=2048, positions=128
+            ),
+            "planted": Planted(kind="planted", units=900),
+        },
+        min_length=1,
+        json_schema_extra={"additionalProperties": False},
+        description="Models that a run can name. Outputs are in results/NAME.",
+    )
+    corpus: Corpus = Corpus()
+    base: Base = Base()
+    target: Target = Target()
+    curvature: Curvature = Curvature()
+    spotcheck: Spotcheck = Spotcheck()
+    eigenspace: Eigenspace = Eigenspace()
+    activation_sparsity: ActivationSparsity = ActivationSparsity()
+    embedding: Embedding = Embedding()
+    partition: Partition = Partition()
+    prm: Prm = Prm()
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        for check in CHECKS:
+            check(self)
+        return self
+
+
+def _model_is_known(config: Config) -> None:
+    if config.model not in config.models:
+        names = sorted(config.models)
+        close = get_close_matches(config.model, names, 1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise inconsistent("model", config.model, "", f"known models: {', '.join(names)}{meant}")
+
+
+def _sequences_fit_the_model(config: Config) -> None:
+    model = config.models[config.model]
+    if isinstance(model, Scratch) and config.length > model.positions:
+        raise inconsistent(
+            "length",
+            config.length,
+            f"and model {config.model} has {model.positions} positions",
+            f"give at most {model.positions}",
+        )
+
+
+def _calibration_has_the_sequences(config: Config) -> None:
+    held = config.corpus.documents.calibration
+    for name, section in (("spotcheck", config.spotcheck), ("eigenspace", config.eigenspace)):
+        if section.sequences > held:
+            raise inconsistent(
+                f"{name}.sequences",
+                section.sequences,
+                f"and corpus.documents.calibration is {held}",
+                f"give at most {held}",
+            )
+
+
+def _units_have_neighbors(config: Config) -> None:
+    model = config.models[config.model]
+    if isinstance(model, Planted) and 2 * config.embedding.n_neighbors >= model.units:
+        raise inconsistent(
+            "embedding.n_neighbors",
+            config.embedding.n_neighbors,
+            f"and model {config.model} has {model.units} units",
+            f"give at most {(model.units - 1) // 2}, less than half",
+        )
+
+
+def _default_rule_is_made(config: Config) -> None:
+    default, rules = config.partition.default, config.partition.rules
+    if default == "random":
+        raise inconsistent(
+            "partition.default", default, "and random is the control", "name another rule"
+        )
+    if default not in rules:
+        raise inconsistent(
+            "partition.default",
+            default,
+            "and not in partition.rules",
+            f"name one of {', '.join(rules)}, or add it there",
+        )
+
+
+def _responses_have_partitions(config: Config) -> None:
+    missing = [rule for rule in config.prm.rules if rule not in config.partition.rules]
+    if missing:
+        raise inconsistent(
+            "prm.rules",
+            config.prm.rules,
+            f"and partition.rules lacks {', '.join(missing)}",
+            "add to partition.rules, or take out here",
+        )
+
+
+CHECKS: tuple[Callable[[Config], None], ...] = (
+    _model_is_known,
+    _sequences_fit_the_model,
+    _calibration_has_the_sequences,
+    _units_have_neighbors,
+    _default_rule_is_made,
+    _responses_have_partitions,
+)

@@ -1,0 +1,26 @@
+"""What every part of a configuration is: closed, frozen, and strict about types."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A part of the configuration: no key but the declared ones, no type but the declared one."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+
+def inconsistent(key: str, value: Any, problem: str, remedy: str) -> PydanticCustomError:
+    """The error of a value that is right by itself and wrong beside another.
+
+    It reads "KEY is VALUE PROBLEM; REMEDY", `key` counting from the model that raises it.
+    """
+    context = {"key": key, "value": value, "problem": problem, "remedy": remedy}
+    return PydanticCustomError("inconsistent", "{key}: {problem}; {remedy}", context)

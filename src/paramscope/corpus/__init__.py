@@ -1,0 +1,1 @@
+"""Text for the studies: sources, chunks, near-duplicates, splits, and the blind gate."""

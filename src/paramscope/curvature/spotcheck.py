@@ -1,0 +1,71 @@
+"""The estimate beside exact entries of the Hessian and the Gauss–Newton matrix."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from paramscope.artifacts.digest import seed_of
+from paramscope.curvature.products import Entry
+
+SPOTCHECK = pa.schema(
+    [
+        pa.field("tensor", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("estimate", pa.float64(), nullable=False),
+        pa.field("standard_error", pa.float64(), nullable=False),
+        pa.field("exact_ggn", pa.float64(), nullable=False),
+        pa.field("exact_hessian", pa.float64(), nullable=False),
+    ]
+)
+
+
+def stratified(estimate: Mapping[str, Tensor], count: int, seed: int) -> list[Entry]:
+    """`count` entries spread evenly over the tensors, without repeats, by `seed`.
+
+    Entries whose estimate is 0 (rows of tokens and positions that the text lacks) are passed
+    over: their curvature is 0 and says nothing of the estimator. Tensors with fewer entries
+    than their share give what they have.
+    """
+    order = sorted(estimate, key=lambda name: seed_of(seed, "spotcheck", name))
+    chosen: dict[str, list[int]] = {}
+    for name in order:
+        candidates = np.flatnonzero(estimate[name].cpu().numpy())
+        rng = np.random.default_rng(seed_of(seed, "spotcheck entries", name))
+        chosen[name] = rng.permutation(candidates)[:count].tolist()
+    entries: list[Entry] = []
+    depth = 0
+    while len(entries) < count and any(depth < len(rows) for rows in chosen.values()):
+        entries += [(name, rows[depth]) for name, rows in chosen.items() if depth < len(rows)]
+        depth += 1
+    return sorted(entries[:count])
+
+
+def quality(checked: pd.DataFrame) -> dict[str, float | int]:
+    """How near the estimate comes to G, and G to H, over a table of the schema `SPOTCHECK`.
+
+    Spearman's ρ and the median relative error against each; `z_deviation`, the standard
+    deviation of (estimate − G) in standard errors, 1 if those are right; and `r_gap`,
+    ‖H − G‖ / ‖H‖ over the sampled entries: what separates G from the Hessian.
+    """
+    ggn, hessian = checked["exact_ggn"].to_numpy(), checked["exact_hessian"].to_numpy()
+    estimate, error = checked["estimate"].to_numpy(), checked["standard_error"].to_numpy()
+    drawn = error > 1e-6 * np.abs(estimate)  # the rest are exact, up to rounding
+    z = (estimate - ggn)[drawn] / error[drawn]
+    return {
+        "n": len(checked),
+        "spearman_ggn": float(spearmanr(estimate, ggn).statistic),
+        "spearman_hessian": float(spearmanr(estimate, hessian).statistic),
+        "median_relative_error_ggn": _median_relative_error(estimate, ggn),
+        "median_relative_error_hessian": _median_relative_error(estimate, hessian),
+        "z_deviation": float(z.std()) if drawn.any() else float("nan"),
+        "r_gap": float(np.linalg.norm(hessian - ggn) / np.linalg.norm(hessian)),
+    }
+
+
+def _median_relative_error(estimate: np.ndarray, exact: np.ndarray) -> float:
+    some = exact != 0
+    return float(np.median(np.abs(estimate[some] / exact[some] - 1)))

@@ -1,0 +1,159 @@
+"""Rules that give every unit a class: W_func, W_sens, or W_both."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from paramscope.artifacts.digest import seed_of
+from paramscope.errors import RequestError
+from paramscope.geometry.features import percentile
+
+FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
+PARTITION = pa.schema(
+    [
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("draw", pa.int16(), nullable=False),
+    ]
+)
+DRAWS = 8
+FEWEST_DRAWS = 5
+
+
+def label_units(
+    units: pd.DataFrame,
+    rule: str,
+    *,
+    like: pd.DataFrame | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Label the units by one of `RULES`; a table of the schema `PARTITION` in their order.
+
+    The rule `random` takes the partition `like` (one draw, the same units) and stacks `draws`
+    of its own; the others ignore `draws` and `seed`.
+
+    Raises:
+        RequestError: no such rule, a feature that it needs is missing or not finite, or a
+            partition that `random` can't be drawn like.
+    """
+    if rule not in RULES:
+        raise RequestError(f"no partition rule {rule}; take one of {', '.join(RULES)}")
+    if rule != "random":
+        if like is not None:
+            raise RequestError(f"rule {rule} is drawn like no other; only random takes a reference")
+        return _partition(units, RULES[rule](units))
+    if like is None:
+        raise RequestError("rule random needs a partition to be drawn like; name one by --like")
+    if not FEWEST_DRAWS <= draws <= np.iinfo(np.int16).max:
+        raise RequestError(f"rule random with {draws} draws: take {FEWEST_DRAWS} or more")
+    reference = _reference(units, like)
+    drawn = [_partition(units, random(units, reference, d, seed), d) for d in range(draws)]
+    return pd.concat(drawn, ignore_index=True)
+
+
+def origin(units: pd.DataFrame) -> pd.Series:
+    """Label by fixed thresholds on alignment and sparsity.
+
+    Alignment ≥ .7 and sparsity < .5 is W_func; alignment ≤ .3 and sparsity ≥ .9 is W_sens; the
+    rest, nearly everything in a real model, is W_both. Source: the classes' first definition,
+    kept to compare with.
+    """
+    return _by_thresholds(
+        _feature(units, "origin", "alignment"), _feature(units, "origin", "sparsity")
+    )
+
+
+def origin_quantile(units: pd.DataFrame) -> pd.Series:
+    """Label by the thresholds of `origin`, on percentiles within the model of both features.
+
+    Ties share their average percentile, so units of one value get one label. Source: as
+    `origin`.
+    """
+    alignment = _feature(units, "origin_quantile", "alignment")
+    sparsity = _feature(units, "origin_quantile", "sparsity")
+    return _by_thresholds(percentile(alignment), percentile(sparsity))
+
+
+def curvature(units: pd.DataFrame) -> pd.Series:
+    """Label within each tensor: the lowest quarter by curvature_mean W_sens, the highest W_func.
+
+    A quarter is ⌊rows/4⌋. Ties are ordered by a hash of the unit's name, which favours no row.
+    Source: Merullo et al. 2025 (arXiv:2510.24256), who find memorised text in the directions
+    of low curvature; here by rows in place of eigen-directions.
+    """
+    ordered = pd.DataFrame(
+        {
+            "tensor": units["tensor"],
+            "curvature": _feature(units, "curvature", "curvature_mean"),
+            "tie": [seed_of("tie", unit) for unit in units["unit"]],
+        }
+    ).sort_values(["curvature", "tie"])
+    place = ordered.groupby("tensor").cumcount()
+    rows = ordered.groupby("tensor")["curvature"].transform("size")
+    labels = pd.Series(BOTH, index=ordered.index)
+    labels[place < rows // 4] = SENS
+    labels[place >= rows - rows // 4] = FUNC
+    return labels.reindex(units.index)
+
+
+def random(units: pd.DataFrame, reference: pd.Series, draw: int, seed: int) -> pd.Series:
+    """Permute a reference's labels within each tensor: the control, same sizes, no features.
+
+    A draw of a tensor hangs on the seed, its number, the tensor's name and the reference's
+    labels in the order of rows, and on nothing else. Source: a permutation null, Good 2005,
+    "Permutation, Parametric and Bootstrap Tests of Hypotheses".
+    """
+    labels = pd.Series(index=units.index, dtype=reference.dtype)
+    for tensor, rows in units.groupby("tensor"):
+        ordered = rows.sort_values("row").index
+        rng = np.random.default_rng(seed_of(seed, "random", draw, tensor))
+        labels[ordered] = rng.permutation(reference[ordered].to_numpy())
+    return labels
+
+
+Rule = Callable[..., pd.Series]
+RULES: Mapping[str, Rule] = {
+    "origin": origin,
+    "origin_quantile": origin_quantile,
+    "curvature": curvature,
+    "random": random,
+}
+
+
+def counts(partition: pd.DataFrame) -> dict[str, int]:
+    """Units of each label in one draw; draws of one partition have the same counts."""
+    first = partition.loc[partition["draw"] == partition["draw"].min(), "label"]
+    return {label: int((first == label).sum()) for label in LABELS}
+
+
+def _by_thresholds(alignment: pd.Series, sparsity: pd.Series) -> pd.Series:
+    labels = pd.Series(BOTH, index=alignment.index)
+    labels[(alignment >= 0.7) & (sparsity < 0.5)] = FUNC
+    labels[(alignment <= 0.3) & (sparsity >= 0.9)] = SENS
+    return labels
+
+
+def _feature(units: pd.DataFrame, rule: str, name: str) -> pd.Series:
+    if name not in units.columns:
+        raise RequestError(f"rule {rule} needs the column {name}, which the units lack")
+    if not np.isfinite(units[name]).all():
+        raise RequestError(f"rule {rule}: column {name} has values that are not finite")
+    return units[name]
+
+
+def _reference(units: pd.DataFrame, like: pd.DataFrame) -> pd.Series:
+    """The labels of `like` in the order of `units`."""
+    if like["unit"].duplicated().any():
+        raise RequestError("rule random: the reference has several draws; name one that has one")
+    if set(like["unit"]) != set(units["unit"]):
+        raise RequestError("rule random: the reference labels other units; make it from these")
+    labels = like.set_index("unit")["label"].reindex(units["unit"])
+    return pd.Series(labels.to_numpy(), index=units.index)
+
+
+def _partition(units: pd.DataFrame, labels: pd.Series, draw: int = 0) -> pd.DataFrame:
+    partition = pd.DataFrame({"unit": units["unit"].to_numpy(), "label": labels.to_numpy()})
+    return partition.assign(draw=np.int16(draw))
