@@ -6,7 +6,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paramscope.models.sequences import padded
 
-
 torch.set_num_threads(1)  # at these sizes a second thread only waits
 
 

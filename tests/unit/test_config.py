@@ -114,12 +114,12 @@ def test_a_whole_number_will_do_for_a_number():
 
 WRONG = [
     # where, what, the wrong key and value as the message names them, what would do
-    ("prm.sigmas", [], "prm.sigmas is []", "a number above 0, such as [0.25, 0.5, 1.0, 2.0]"),
+    ("prm.sigmas", [], "prm.sigmas is []", "a number above 0, such as [0.5, 1.0, 2.0, 4.0]"),
     ("prm.sigmas", [0.0, 1.0], "prm.sigmas[0] is 0.0", "a number above 0"),
     ("prm.sigmas", [1.0, 0.5], "prm.sigmas is [1.0, 0.5]", "write [0.5, 1.0]"),
     ("prm.sigmas", [1.0, 1.0], "prm.sigmas is [1.0, 1.0]", "write [1.0]"),
     ("prm.sigmas", 1.0, "prm.sigmas is 1.0", "a list of at least one"),
-    ("prm.seeds", 1, "prm.seeds is 1", "a whole number of at least 2, such as 8"),
+    ("prm.seeds", 1, "prm.seeds is 1", "a whole number of at least 2, such as 10"),
     ("prm.min_k", 101, "prm.min_k is 101", "at least 1 and at most 100, such as 20"),
     ("prm.rules", [], "prm.rules is []", "each curvature, origin, origin_quantile or random"),
     ("prm.rules", ["origin"] * 2, "prm.rules is ['origin', 'origin']", "name each rule once"),
@@ -130,7 +130,7 @@ WRONG = [
         "partition.random_draws",
         4,
         "partition.random_draws is 4",
-        "at least 5 and at most 32767, such as 8",
+        "at least 5 and at most 32767, such as 10",
     ),
     ("model", "tiny-opr", "model is 'tiny-opr'", "planted, tiny-opt (did you mean tiny-opt?)"),
     ("model", None, "model is empty", "give text, such as tiny-opt"),

@@ -61,7 +61,8 @@ def test_writes_the_splits_and_the_gate(text, tmp_path):
 
 def test_a_failed_gate_leaves_nothing_unless_allowed(text, tmp_path):
     output = tmp_path / "out"
-    options = ["--seed=7", "--alpha=0.5"]  # a fair deal, whose p of .055 is small by chance
+    # a fair deal, whose p of .055 is small by chance
+    options = ["--seed=7", "--alpha=0.5", "--deals=1"]
     with pytest.raises(RequestError, match="bag_of_words AUC") as raised:
         local(text, output, *options)
     assert "--allow-failed-gate" in str(raised.value)
@@ -70,6 +71,15 @@ def test_a_failed_gate_leaves_nothing_unless_allowed(text, tmp_path):
     assert "blind gate FAILED" in result.output
     assert read_record(output / "gate.json")["passed"] is False
     assert len(read_table(output / "member.parquet")) == COUNTS["member"]
+
+
+def test_a_deal_that_fails_by_chance_is_dealt_again_and_told(text, tmp_path):
+    result = local(text, tmp_path / "out", "--seed=7", "--alpha=0.5", "--deals=9")
+    gate = read_record(tmp_path / "out/gate.json")
+    assert gate["passed"] is True
+    assert 1 <= len(gate["failed_deals"]) < 9
+    assert "bag_of_words AUC" in gate["failed_deals"][0]
+    assert "a deal failed the blind gate" in result.output
 
 
 def test_wrong_requests(text, tmp_path):

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from response_sweeps import noisy_sweep, sweep
 
 from paramscope.artifacts.provenance import provenance
 from paramscope.artifacts.tables import read_table, write_table
@@ -17,6 +16,7 @@ from paramscope.response.responses import (
     merge,
     trajectories,
 )
+from tests.unit.response_sweeps import noisy_sweep, sweep
 
 WHOLE = noisy_sweep(n_seeds=3)
 

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import scipy.stats
 import typer
-from response_sweeps import CLASSES, SIGMAS, noisy_sweep, sweep
 from typer.testing import CliRunner
 
 from paramscope.artifacts.provenance import provenance
@@ -29,6 +28,7 @@ from paramscope.response.comparisons import (
 )
 from paramscope.response.responses import RESPONSE_NAMES, RESPONSES, merge, trajectories
 from paramscope.response.statistics import statistics
+from tests.unit.response_sweeps import CLASSES, SIGMAS, noisy_sweep, sweep
 
 
 def brute_force_p(differences):

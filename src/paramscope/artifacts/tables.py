@@ -28,11 +28,8 @@ def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, made_by: Pro
         raise ArtifactError(f"{path}: the table lacks the column(s) {', '.join(missing)}")
     try:
         table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:  # a null where none may be is a ValueError
         raise ArtifactError(f"{path}: a column does not fit its schema: {error}") from error
-    for column in schema:
-        if not column.nullable and table[column.name].null_count:
-            raise ArtifactError(f"{path}: column {column.name} has missing values")
     table = table.replace_schema_metadata(None)
     described = made_by.to_json(_content_digest(table))
     with atomic(path) as partial:
@@ -68,7 +65,7 @@ def _load(path: Path) -> pa.Table:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such table; run the rule that makes it")
     try:
-        return pq.read_table(path)
+        return pq.ParquetFile(path).read()  # read_table would load the dataset machinery
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path}: not a readable Parquet file: {error}") from error
 

@@ -31,11 +31,14 @@ def corpus(
     member: Annotated[int, Option(min=10, help="Documents that finetune the target.")] = 300,
     nonmember: Annotated[int, Option(min=10, help="Documents that no model sees.")] = 300,
     calibration: Annotated[int, Option(min=1, help="Documents for curvature and sparsity.")] = 128,
-    evaluation: Annotated[int, Option(min=1, help="Documents for perplexity.")] = 300,
+    evaluation: Annotated[int, Option(min=1, help="Documents for perplexity.")] = 128,
     permutations: Annotated[int, Option(min=1, help="Permutations behind the gate's p.")] = 200,
     alpha: Annotated[
         float, Option(min=0.001, max=0.5, help="The gate fails at a Holm-corrected p up to this.")
     ] = 0.05,
+    deals: Annotated[
+        int, Option(min=1, help="Deals tried, in order, until one passes the gate.")
+    ] = 3,
     allow_failed_gate: Annotated[
         bool, Option("--allow-failed-gate", help="Go on after a failed gate, and record it.")
     ] = False,
@@ -47,6 +50,7 @@ def corpus(
     arguments = dict(locals())
     from dataclasses import asdict
 
+    from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
@@ -70,27 +74,35 @@ def corpus(
         "calibration": calibration,
         "evaluation": evaluation,
     }
-    splits = deal(texts, counts, seed)
-    gate = blind_gate(
-        list(splits["member"]["text"]),
-        list(splits["nonmember"]["text"]),
-        permutations=permutations,
-        alpha=alpha,
-        seed=seed,
-    )
+    failed: list[str] = []
+    for number in range(deals):  # a fair deal fails by chance now and then: deal again, and say so
+        splits = deal(texts, counts, seed_of(seed, "deal", number) if number else seed)
+        gate = blind_gate(
+            list(splits["member"]["text"]),
+            list(splits["nonmember"]["text"]),
+            permutations=permutations,
+            alpha=alpha,
+            seed=seed,
+        )
+        if gate.passed:
+            break
+        failed.append(gate.verdict())
     if not gate.passed and not allow_failed_gate:
         raise RequestError(
-            f"the blind gate fails: {gate.verdict()}: text alone tells members from non-members.\n"
+            f"the blind gate fails {deals} deals, the last with {gate.verdict()}: text alone tells "
+            "members from non-members.\n"
             "Try another --seed or source; --allow-failed-gate goes on with a record of it"
         )
     sizes = {"chunks": len(chunks), "prose": len(prose), "distinct": len(texts)}
     made_by = provenance("cli.corpus", arguments, notes=describe(documents) | sizes)
     for split, frame in splits.items():
         write_table(output / f"{split}.parquet", frame, DOCUMENTS, made_by)
-    write_record(output / "gate.json", asdict(gate), made_by)
+    write_record(output / "gate.json", asdict(gate) | {"failed_deals": failed}, made_by)
     print(
         f"{len(documents)} sources, {len(chunks)} chunks, {len(prose)} of them prose, "
         f"{len(texts)} without near-duplicates, {sum(counts.values())} dealt"
     )
+    for verdict in failed:
+        print(f"a deal failed the blind gate: {verdict}")
     print(f"blind gate {'passed' if gate.passed else 'FAILED'}: {gate.verdict()}")
     print(f"documents and gate.json are in {output}")

@@ -17,7 +17,7 @@ def partition(
     like: Annotated[
         Path | None, Option(help="Partition whose labels the rule random permutes.")
     ] = None,
-    draws: Annotated[int, Option(help="Draws of the rule random, 5 or more.")] = 8,
+    draws: Annotated[int, Option(help="Draws of the rule random, 5 or more.")] = 10,
     seed: Seed = 0,
 ) -> None:
     """Give every unit a class, W_func, W_sens or W_both, by a rule on its features."""

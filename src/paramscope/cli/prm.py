@@ -29,10 +29,10 @@ def prm(
         list[float], Option(help="Noise scale in units of a tensor's RMS; repeat it.")
     ],
     first: Annotated[int, Option(help="Number of the first noise seed.")] = 0,
-    seeds: Annotated[int, Option(help="Noise seeds from there on.")] = 4,
+    seeds: Annotated[int, Option(help="Noise seeds from there on.")] = 5,
     min_k: Annotated[float, Option(help="Percent of tokens in the Min-K% attack.")] = 20,
     bootstrap: Annotated[int, Option(help="Resamples a standard error.")] = 200,
-    batch: BatchSize = 32,
+    batch: BatchSize = 16,
     length: Length = 64,
     seed: Seed = 0,
     device: DeviceName = "auto",

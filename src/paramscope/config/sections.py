@@ -50,7 +50,7 @@ class Documents(Section):
     calibration: int = Field(
         default=128, ge=1, description="For curvature and activation sparsity."
     )
-    evaluation: int = Field(default=300, ge=1, description="For perplexity.")
+    evaluation: int = Field(default=128, ge=1, description="For perplexity.")
 
 
 class Gate(Section):
@@ -59,6 +59,12 @@ class Gate(Section):
     permutations: int = Field(default=200, ge=1, description="Shuffles of the permutation test.")
     alpha: float = Field(
         default=0.05, ge=0.001, le=0.5, description="It fires at a Holm-corrected p up to it."
+    )
+    deals: int = Field(
+        default=3,
+        ge=1,
+        description="Deals tried until one passes: a fair one fails by chance at a rate of alpha. "
+        "Failures are recorded.",
     )
 
     @model_validator(mode="after")
@@ -204,7 +210,7 @@ class Partition(Section):
         description="Whose classes the figures show, and whose sizes random copies.",
     )
     random_draws: int = Field(
-        default=8, ge=5, le=2**15 - 1, description="Random partitions, for the null band."
+        default=10, ge=5, le=2**15 - 1, description="Random partitions, for the null band."
     )
 
 
@@ -215,15 +221,18 @@ class Prm(Section):
         default=("curvature", "origin_quantile", "random"), description="Among partition.rules."
     )
     sigmas: Scales = Field(
-        default=(0.25, 0.5, 1.0, 2.0),
+        default=(0.5, 1.0, 2.0, 4.0),
         description="Noise scales in units of a tensor's RMS, strictly increasing; right when "
         "log perplexity rises by .01 to .3.",
     )
     seeds: int = Field(
-        default=8, ge=2, description="Noise seeds, the replicates; each is used as +z and -z."
+        default=10,
+        ge=2,
+        description="Noise seeds, the replicates; each is used as +z and -z. Under 10, no "
+        "comparison can pass Holm's correction.",
     )
     seeds_per_shard: int = Field(
-        default=4, ge=1, description="Seeds a job; rounding apart, of no effect."
+        default=5, ge=1, description="Seeds a job; rounding apart, of no effect."
     )
     min_k: int = Field(
         default=20,
@@ -232,4 +241,4 @@ class Prm(Section):
         description="Percent of tokens in the Min-K% attack (Shi et al. 2023, arXiv:2310.16789).",
     )
     bootstrap: int = Field(default=200, ge=2, description="Document resamples a standard error.")
-    batch: int = Field(default=32, ge=1, description="Sequences a forward: speed and memory alone.")
+    batch: int = Field(default=16, ge=1, description="Sequences a forward: speed and memory alone.")

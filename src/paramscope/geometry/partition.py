@@ -18,7 +18,7 @@ PARTITION = pa.schema(
         pa.field("draw", pa.int16(), nullable=False),
     ]
 )
-DRAWS = 8
+DRAWS = 10
 FEWEST_DRAWS = 5
 
 

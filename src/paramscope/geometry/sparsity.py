@@ -140,6 +140,8 @@ class _Hooks:
 
     def _of_activation(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """A parameter-free module that reads a layer's very output is its activation."""
+        if isinstance(module, nn.Dropout | nn.Identity):
+            return
         if self.latest and args and id(args[0]) == self.latest[0]:
             counter = self.latest[1]
             counter.output, counter.activated = output, True

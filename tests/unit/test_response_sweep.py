@@ -1,0 +1,156 @@
+"""Noise goes into the class's weights alone and comes out to the last bit."""
+
+import pandas as pd
+import pytest
+import torch
+
+from paramscope.errors import ArtifactError
+from paramscope.geometry.sparsity import unit_layers
+from paramscope.models.sequences import padded
+from paramscope.response.noise import NoiseSource, UnitSet
+from paramscope.response.sweep import Judge, sweep
+from tests.unit.conftest import make_tiny
+
+FC1 = "model.decoder.layers.0.fc1.weight"
+OUT = "model.decoder.layers.1.self_attn.out_proj.weight"
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def judge():
+    generator = torch.Generator().manual_seed(0)
+
+    def text(n, name):
+        rows = [torch.randint(4, 24, (8,), generator=generator).tolist() for _ in range(n)]
+        return padded(rows, [f"{name}-{i}" for i in range(n)])
+
+    return Judge(
+        text(6, "window"), text(7, "member"), text(5, "nonmember"), min_k_percent=20,
+        bootstrap=30, batch_size=4, seed=0, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
+def test_noise_is_in_the_classes_rows_alone_and_leaves_no_trace(kind):
+    model = make_tiny(kind, tied=kind != "llama").float()
+    layers = list(unit_layers(model))
+    tensor, other = f"{layers[1]}.weight", f"{layers[-1]}.weight"
+    units = UnitSet(model, {tensor: [0, 3], other: [1]})
+    before, source = state(model), NoiseSource(model, 0, 0)
+    with pytest.raises(RuntimeError), units.perturbed(source, 0.5):
+        inside = state(model)
+        raise RuntimeError  # restored even then
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    changed = {name for name in before if not torch.equal(before[name], inside[name])}
+    assert changed == units.rows.keys()
+    energy = 0.0
+    for name, rows in units.rows.items():
+        difference = (inside[name] - before[name]).double()
+        by_row = difference.T if name in units.transposed else difference
+        others = [i for i in range(len(by_row)) if i not in rows.tolist()]
+        assert not by_row[others].any()
+        energy += float(by_row.square().sum())
+    # Float32 weights of order 1: their rounding, 6e-8 each, against noise of order .5.
+    assert energy == pytest.approx(0.25 * units.energy(source), rel=1e-5)
+
+
+def test_noise_is_scaled_by_its_tensors_rms_and_shared_by_classes():
+    model = make_tiny()
+    source = NoiseSource(model, 0, 4)
+    whole, part = UnitSet(model, {FC1: range(16)}), UnitSet(model, {FC1: [2, 5]})
+    assert torch.equal(whole.noise(source, FC1)[[2, 5]], part.noise(source, FC1))
+    again = NoiseSource(model, 0, 4).unit_noise(FC1)
+    assert torch.equal(source.unit_noise(FC1), again)
+    assert not torch.equal(NoiseSource(model, 0, 5).unit_noise(FC1), again)
+    big = make_tiny("opt")
+    draws = torch.cat([NoiseSource(big, 0, s).unit_noise(FC1).flatten() for s in range(40)])
+    rms = float(big.get_parameter(FC1).detach().square().mean().sqrt())
+    # 5,120 normals: their deviation is known to 1 percent (1/√(2n)), three of those allowed.
+    assert float(draws.std()) == pytest.approx(rms, rel=0.03)
+
+
+def test_unknown_units_are_refused():
+    model = make_tiny()
+    with pytest.raises(ArtifactError, match=r"fc1\.weight:16 is not in this model"):
+        UnitSet(model, {FC1: [16]})
+    with pytest.raises(ArtifactError, match=r"nothing\.weight is not in this model"):
+        UnitSet(model, {"nothing.weight": [0]})
+
+
+def partition():
+    rows = [(f"{FC1}:{i}", "W_func" if i < 8 else "W_sens", 0) for i in range(16)]
+    rows += [(f"{OUT}:{i}", "W_both", 0) for i in range(8)]
+    return pd.DataFrame(rows, columns=["unit", "label", "draw"])
+
+
+def test_no_noise_changes_no_bit_and_no_score(judge):
+    model = make_tiny()
+    frame = sweep(model, judge, partition(), sigmas=[0.0], seeds=range(2), seed=0)
+    for column in frame.columns[frame.columns.str.startswith("delta")]:
+        assert (frame[column] == 0).all(), column
+    assert (frame["noise_energy"] == 0).all()
+
+
+def test_a_response_is_that_of_a_model_perturbed_by_hand(judge):
+    model = make_tiny()
+    frame = sweep(model, judge, partition(), sigmas=[0.3], seeds=range(1, 3), seed=9)
+    assert len(frame) == 3 * 2 * 2
+    baseline = judge(model)
+    other = make_tiny()
+    noise = NoiseSource(make_tiny(), 9, 2)
+    with torch.no_grad():
+        for name in (FC1, FC1.replace("weight", "bias")):
+            other.get_parameter(name)[8:] -= 0.3 * noise.unit_noise(name)[8:]
+    outcome = judge(other)
+    row = frame[(frame["class"] == "W_sens") & (frame["seed"] == 2) & (frame["sign"] == -1)].iloc[0]
+    assert row["delta_log_ppl"] == pytest.approx(outcome.log_ppl - baseline.log_ppl, abs=1e-12)
+    assert row["auc"] == outcome.auc
+    assert row["delta_loss_gap"] == pytest.approx(outcome.loss_gap - baseline.loss_gap, abs=1e-12)
+    assert abs(row["delta_log_ppl"]) > 1e-4  # and there is a response at all
+
+
+def test_sharding_changes_nothing(judge):
+    model = make_tiny()
+    whole = sweep(model, judge, partition(), sigmas=[0.3, 0.6], seeds=range(3), seed=0)
+    parts = [
+        sweep(model, judge, partition(), sigmas=[0.3, 0.6], seeds=seeds, seed=0)
+        for seeds in (range(1), range(1, 3))
+    ]
+    pd.testing.assert_frame_equal(whole, pd.concat(parts, ignore_index=True))
+
+
+def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
+    drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
+    drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
+    frame = sweep(make_tiny(), judge, drawn, sigmas=[0.5], seeds=range(3), seed=0)
+    assert frame.groupby("seed")["draw"].unique().str[0].tolist() == [0, 1, 0]
+    counts = frame[frame["class"] == "W_both"].groupby("draw")["n_units"].first().tolist()
+    assert counts == [8, 8]
+    energies = frame[(frame["class"] == "W_both") & (frame["sign"] == 1)].set_index("seed")
+    assert energies["noise_energy"].nunique() == 3
+
+
+def test_small_noise_costs_what_the_hessian_says(sequences):
+    """½σ²·Σ noise-weighted h predicts the mean of ±, to fourth order in σ."""
+    from paramscope.curvature.products import HessianProduct
+    from paramscope.models.losses import mean_loss
+
+    model = make_tiny()
+    units = UnitSet(model, {FC1: range(16), OUT: range(8)})
+    product = HessianProduct(model, sequences, batch_size=6)
+    source, sigma = NoiseSource(model, 0, 0), 1e-3
+    noise = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for name, rows in units.rows.items():
+        noise[name][rows] = units.noise(source, name)
+    flat = torch.cat([value.flatten() for value in noise.values()])
+    predicted = 0.5 * sigma**2 * float(flat @ product(flat))
+    losses = []
+    for sign in (1, -1, 0):
+        with units.perturbed(source, sign * sigma), torch.no_grad():
+            losses.append(float(mean_loss(model, sequences)))
+    measured = (losses[0] + losses[1]) / 2 - losses[2]
+    assert measured == pytest.approx(predicted, rel=1e-3)

@@ -1,0 +1,69 @@
+"""A copy of the checkout in a folder of its own, and Snakemake run there as a user would."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+MICRO = "workflow/configs/micro.yaml"
+COPIED = ("Snakefile", "config.yaml", "rules", "workflow", "profiles", "envs", "src")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A checkout's copy to run Snakemake in; its own `src` is what the stages import."""
+
+    folder: Path
+
+    @classmethod
+    def fresh(cls, folder):
+        folder.mkdir(parents=True)
+        for name in COPIED:
+            source = CHECKOUT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copyfile
+            copy(source, folder / name)
+        return cls(folder)
+
+    def command(self, *arguments):
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+
+    @property
+    def environment(self):
+        binaries = str(Path(sys.executable).parent)
+        path = os.pathsep.join([binaries, os.environ["PATH"]])
+        return os.environ | {"PYTHONPATH": str(self.folder / "src"), "PATH": path}
+
+    def snakemake(self, *arguments, config=MICRO):
+        files = ["--configfile", config] if config else []
+        return subprocess.run(
+            self.command(*arguments, *files), cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+
+    def run(self, *arguments, config=MICRO):
+        result = self.snakemake(*arguments, config=config)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def planned(self, *arguments, config=MICRO):
+        """The rules that a dry run would run, with how often."""
+        result = self.run("--dry-run", "--quiet", *arguments, config=config)
+        lines = result.stdout.splitlines()
+        if not any(line.startswith("job ") for line in lines):
+            return {}
+        table = lines[next(i for i, line in enumerate(lines) if line.startswith("---")) + 1 :]
+        rows = [line.split() for line in table if line.strip()]
+        return {name: int(n) for name, n in rows if name not in ("total", "all")}
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """The whole study on the micro model, made once; tests leave it as they found it."""
+    workplace = Workplace.fresh(tmp_path_factory.mktemp("micro") / "checkout")
+    workplace.run()
+    return workplace
