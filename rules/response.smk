@@ -109,4 +109,5 @@ rule results:
         "gathering the results of {wildcards.model}"
     shell:
         "paramscope results {output.record} --output-csv {output.rows}"
-        " --model {wildcards.model} {params.given} > {log} 2>&1"
+        " --model {wildcards.model} --benchmarks benchmarks/{wildcards.model}"
+        " {params.given} > {log} 2>&1"

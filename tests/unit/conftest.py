@@ -1,11 +1,14 @@
 """Tiny models in float64, each made once a session."""
 
+import os
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paramscope.models.sequences import padded
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
 torch.set_num_threads(1)  # at these sizes a second thread only waits
 
 

@@ -16,6 +16,8 @@ from paramscope.errors import ArtifactError
 
 KEY = b"paramscope"
 
+pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps some 30 MB more
+
 
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, made_by: Provenance) -> None:
     """Write the schema's columns of `frame` to `path`, whole or not at all.

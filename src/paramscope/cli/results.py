@@ -24,9 +24,12 @@ def results(
     gate: Annotated[Path | None, Option(help="Record of the corpus's blind gate.")] = None,
     target_training: Annotated[Path | None, Option(help="Table of the target's losses.")] = None,
     base_training: Annotated[Path | None, Option(help="Table of the base's losses.")] = None,
+    benchmarks: Annotated[str | None, Option(help="Folder of Snakemake's benchmarks.")] = None,
 ) -> None:
     """Gather the study: counts a class, separation scores, quality of curvature and embedding."""
     arguments = dict(locals())
+    import pandas as pd
+
     from paramscope.artifacts.atomic import atomic
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import read_record, write_record
@@ -36,6 +39,14 @@ def results(
 
     def content(path: Path) -> dict[str, object]:
         return {key: value for key, value in read_record(path).items() if key != "provenance"}
+
+    def benchmark_rows(folder: Path) -> dict[str, pd.DataFrame]:
+        """Rows by stage: STAGE.tsv, or STAGE/SHARD.tsv of a stage in shards."""
+        files: dict[str, list[pd.DataFrame]] = {}
+        for path in sorted(folder.rglob("*.tsv")):
+            stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
+            files.setdefault(stage, []).append(pd.read_csv(path, sep="\t"))
+        return {stage: pd.concat(parts) for stage, parts in files.items()}
 
     source = read_table_provenance(units)
     record: dict[str, object] = {
@@ -61,6 +72,8 @@ def results(
         record["curvature"] = study.curvature_record(summary, read_record(spotcheck))
     rules = {path.name.removesuffix(".statistics.json"): path for path in statistics or []}
     record["responses"] = study.responses_record({r: read_record(p) for r, p in rules.items()})
+    if benchmarks is not None:
+        record["stages"] = study.stages_record(benchmark_rows(Path(benchmarks)))
     rows = study.response_rows({path.stem: read_table(path) for path in responses or []})
     made_by = provenance("cli.results", arguments, synthetic=bool(source["synthetic"]))
     write_record(output, record, made_by)

@@ -27,7 +27,7 @@ class NoiseSource:
     def unit_noise(self, name: str) -> Tensor:
         """RMS(tensor) · z for a whole parameter, of its shape."""
         if name not in self.made:
-            parameter = self.model.get_parameter(name).detach()
+            parameter: Tensor = self.model.get_parameter(name).detach()
             run_seed, kind, noise_seed = self.identity
             generator = torch.Generator().manual_seed(seed_of(run_seed, kind, name, noise_seed))
             z = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
@@ -72,14 +72,14 @@ class UnitSet:
         return sum(self._view(name)[rows].numel() for name, rows in self.rows.items())
 
     def _view(self, name: str) -> Tensor:
-        parameter = self.model.get_parameter(name).detach()
+        parameter: Tensor = self.model.get_parameter(name).detach()
         return parameter.T if name in self.transposed else parameter
 
     def noise(self, source: NoiseSource, name: str) -> Tensor:
         """The class's rows of `source`'s noise for one parameter."""
         noise = source.unit_noise(name)
-        rows: Tensor = (noise.T if name in self.transposed else noise)[self.rows[name]]
-        return rows
+        by_row = noise.mT if name in self.transposed else noise
+        return by_row[self.rows[name]]
 
     def energy(self, source: NoiseSource) -> float:
         """Σ noise² at scale 1."""

@@ -87,5 +87,21 @@ def responses_record(statistics: Mapping[str, Record]) -> dict[str, Any]:
     return {rule: {name: record[name] for name in names} for rule, record in statistics.items()}
 
 
+def stages_record(benchmarks: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Jobs, seconds in all and peak resident memory of each stage, from Snakemake's benchmarks.
+
+    `benchmarks` gives each stage's rows, one a job, with the columns s (wall seconds) and
+    max_rss (MiB, sampled).
+    """
+    return {
+        stage: {
+            "jobs": len(rows),
+            "wall_s": float(rows["s"].sum()),
+            "peak_rss_mib": float(rows["max_rss"].max()),
+        }
+        for stage, rows in sorted(benchmarks.items())
+    }
+
+
 def _content(record: Record) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "provenance"}

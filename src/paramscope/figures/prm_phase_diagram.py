@@ -1,0 +1,175 @@
+"""Perplexity lost against membership lost, as noise in a class of parameters grows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from numpy.typing import NDArray
+
+from paramscope.figures.classes import CLASSES, COLOURS, CONTROL, DASHES, MARKERS
+from paramscope.figures.replicates import confidence_ellipse, draw_means, not_finite, seed_means
+from paramscope.figures.responses import (
+    AUC,
+    AUC_UNIT,
+    ISO_LINE,
+    ISO_LOG_PPL,
+    PERPLEXITY,
+    PERPLEXITY_UNIT,
+    baseline,
+    control_key,
+    counts,
+    in_order,
+    iso_key,
+    name_panel,
+    response_scale,
+    sigmas,
+    span,
+)
+from paramscope.figures.style import (
+    DOUBLE,
+    GREY,
+    PALE,
+    SINGLE,
+    count,
+    head,
+    new_figure,
+    note,
+    styled,
+)
+
+X, Y = "delta_log_ppl", "delta_auc"
+SMALLEST, LARGEST = 2.2, 5.5  # pt: markers grow with sigma
+
+
+@styled
+def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figure:
+    """A panel a partition rule: a trajectory over sigma for each class.
+
+    Points are means over noise seeds (of the mean of the antithetic pair), ellipses the 95%
+    confidence regions of those means. Grey lines are the control's draws of the partition,
+    each class of each.
+
+    Args:
+        responses: by rule: class, sigma, seed, sign, draw, n_units, ppl, auc, delta_log_ppl
+            and delta_auc, a row a (class, sigma, seed, sign, draw). A class without rows is
+            told as empty; replicates that are not finite are left out and told.
+        model: what the title calls the model.
+
+    Raises:
+        ArtifactError: a table without rows, or with a class that no figure knows.
+    """
+    tables = in_order(responses)
+    columns = len(tables) if len(tables) <= 3 else 2
+    rows = -(-len(tables) // columns)
+    figure = new_figure(SINGLE if columns == 1 else DOUBLE, 1.4 + rows * 2.8)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    levels = sigmas(tables)
+    head(
+        figure,
+        model,
+        "perplexity and membership under noise",
+        f"{counts(tables)}{chr(10) if columns == 1 else ' · '}{baseline(tables)}",
+    )
+    drawn = []
+    for index, (rule, table) in enumerate(tables.items()):
+        axes = grid.flat[index]
+        axes.axhline(0, color=PALE, linewidth=0.8, zorder=0)
+        axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
+        axes.axvline(ISO_LOG_PPL, zorder=0, gid="iso", **ISO_LINE)
+        if CONTROL in tables:
+            _control(axes, tables[CONTROL])
+        drawn.append(_trajectories(axes, table, levels))
+        name_panel(axes, index, rule, table)
+    _frame(grid, pd.concat(drawn), len(tables))
+    handles = [iso_key()]
+    if CONTROL in tables:
+        handles.insert(0, control_key("control (random units), a line a draw and class"))
+    figure.legend(
+        handles=handles,
+        title=("\n" if columns == 1 else "; ").join(
+            (
+                f"markers grow with σ = {', '.join(f'{s:g}' for s in levels)}",
+                "ellipses: 95% confidence region of the mean over noise seeds",
+            )
+        ),
+        loc="outside lower center",
+        ncols=min(columns, 2),
+    )
+    return figure
+
+
+def _trajectories(axes: Axes, table: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
+    """Draw one rule's classes; the means that were drawn."""
+    replicates = seed_means(table, [X, Y])
+    left_out = not_finite(replicates, [X, Y])
+    replicates = replicates.dropna()
+    if left_out:
+        note(axes, f"{count(left_out, 'replicate')} not finite, left out", y=0.98)
+    means = replicates.groupby(["class", "sigma"])[[X, Y]].mean()
+    size = dict(zip(levels, np.linspace(SMALLEST, LARGEST, len(levels)), strict=True))
+    for label in CLASSES:
+        if label not in means.index:
+            continue
+        path = means.loc[label]
+        axes.plot(
+            [0, *path[X]],
+            [0, *path[Y]],
+            color=COLOURS[label],
+            linestyle=DASHES[label],
+            linewidth=1,
+            gid=f"path {label}",
+        )
+        for sigma, point in path.iterrows():
+            axes.plot(
+                point[X],
+                point[Y],
+                MARKERS[label],
+                color=COLOURS[label],
+                markersize=size[float(str(sigma))],
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+                zorder=3,
+                gid=f"mean {label}",
+            )
+            of_level = (replicates["class"] == label) & (replicates["sigma"] == sigma)
+            outline = confidence_ellipse(replicates.loc[of_level, [X, Y]].to_numpy())
+            if len(outline):
+                axes.add_patch(
+                    Polygon(
+                        outline,
+                        facecolor=(COLOURS[label], 0.18),
+                        edgecolor=(COLOURS[label], 0.7),
+                        linewidth=0.6,
+                        zorder=2,
+                        gid=f"ellipse {label}",
+                    )
+                )
+    return means
+
+
+def _control(axes: Axes, table: pd.DataFrame) -> None:
+    means = draw_means(table, [X, Y]).dropna()
+    for _, path in means.groupby(["class", "draw"]):
+        axes.plot(
+            [0, *path[X]], [0, *path[Y]], color=GREY, linewidth=0.5, alpha=0.5, zorder=1, gid="draw"
+        )
+
+
+def _frame(grid: NDArray[Any], means: pd.DataFrame, panels: int) -> None:
+    """Shared axes, named at the edges of the grid."""
+    for axes in grid.flat[panels:]:
+        axes.set_visible(False)
+    outlines = [patch.get_xy() for axes in grid.flat for patch in axes.patches]
+    ellipses = np.concatenate([np.empty((0, 2)), *outlines])
+    room = 0.11 if grid.shape[1] < 3 else 0.19
+    response_scale(grid[0, 0], "x", *span([ISO_LOG_PPL, *means[X]], ellipses[:, 0]), room)
+    response_scale(grid[0, 0], "y", *span(means[Y], ellipses[:, 1]))
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"{AUC} {AUC_UNIT}")
+    for index in range(max(0, panels - grid.shape[1]), panels):
+        grid.flat[index].set_xlabel(f"{PERPLEXITY}\n{PERPLEXITY_UNIT}")
+        grid.flat[index].tick_params(labelbottom=True)
