@@ -3,13 +3,14 @@
 .PHONY: run test lint resume report clean-results
 
 VENV := .venv
+ARGS ?= # more for snakemake, such as --configfile my-run.yaml
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 run: $(READY)
-	snakemake --cores all
+	snakemake --cores all $(ARGS)
 
 test: $(READY)
 	pytest
@@ -22,11 +23,11 @@ lint: $(READY)
 	snakemake --lint
 
 resume: $(READY)
-	snakemake --unlock
-	snakemake --cores all --rerun-incomplete
+	snakemake --unlock $(ARGS)
+	snakemake --cores all --rerun-incomplete $(ARGS)
 
 report: $(READY)
-	snakemake --report results/report.html
+	snakemake --report results/report.html $(ARGS)
 
 clean-results:
 	rm -rf results logs benchmarks
@@ -36,5 +37,4 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
-	$(BIN)/python -W ignore -c 'import umap' # compiles its kernels once, here and not in a run
 	touch $@

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from paramscope.artifacts.digest import code_digest
-from paramscope.config.load import validate
+from paramscope.config.load import validate_mixed
 from paramscope.errors import ConfigError
 from paramscope.machine import gpus
 from snakemake.exceptions import WorkflowError
 
 try:
-    config = validate(config).model_dump(mode="json")
+    config = validate_mixed(config).model_dump(mode="json")
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -102,12 +102,14 @@ def test_records_come_back_and_nan_is_null(tmp_path, made_by):
 
 
 def test_equal_work_gives_equal_bytes(tmp_path, made_by):
-    for name in ("one", "two"):
+    for name in ("one", "another"):
         write_table(
             tmp_path / f"{name}.parquet", pd.DataFrame({"a": [1], "b": [2.0]}), SCHEMA, made_by
         )
         write_tensors(tmp_path / f"{name}.pt", {"w": torch.ones(3)}, made_by)
-    assert file_digest(tmp_path / "one.parquet") == file_digest(tmp_path / "two.parquet")
+    for suffix in ("parquet", "pt"):
+        one, another = (file_digest(tmp_path / f"{name}.{suffix}") for name in ("one", "another"))
+        assert one == another
 
 
 def test_provenance_tells_inputs_from_outputs_and_parameters(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from paramscope.cli.config import config as config_command
 from paramscope.config.kinds import Checkpoint
-from paramscope.config.load import load, merge, read, validate
+from paramscope.config.load import load, merge, read, validate, validate_mixed
 from paramscope.config.model import Config
 from paramscope.config.render import default_yaml, schema_json
 from paramscope.errors import ConfigError, ParamscopeError, RequestError
@@ -321,3 +321,13 @@ def test_bounds_and_choices_are_the_stages_own():
     assert set(part("Partition", "rules")["items"]["enum"]) == {*partition.RULES, "random"}
     assert tuple(part("Embedding", "clustering")["enum"]) == embedding.CLUSTERINGS
     assert part("Scratch", "vocab")["minimum"] == 256 + len(tokenizer.SPECIAL)
+
+
+def test_numbers_that_came_as_text_from_the_command_line_are_numbers():
+    raw = merge(DEFAULT, {"prm": {"seeds": "12", "sigmas": ["0.5", "1"]}, "model": "tiny-opt"})
+    with pytest.raises(ConfigError, match="without quotes"):
+        validate(raw)
+    config = validate_mixed(raw)
+    assert (config.prm.seeds, config.prm.sigmas) == (12, (0.5, 1.0))
+    with pytest.raises(ConfigError, match=r"prm\.seeds is 'twelve'"):
+        validate_mixed(merge(raw, {"prm": {"seeds": "twelve"}}))

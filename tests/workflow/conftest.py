@@ -52,13 +52,15 @@ class Workplace:
 
     def planned(self, *arguments, config=MICRO):
         """The rules that a dry run would run, with how often."""
-        result = self.run("--dry-run", "--quiet", *arguments, config=config)
-        lines = result.stdout.splitlines()
-        if not any(line.startswith("job ") for line in lines):
+        result = self.run("--dry-run", *arguments, config=config)
+        lines = (result.stdout + result.stderr).splitlines()
+        if "Nothing to be done (all requested files are present and up to date)." in lines:
             return {}
-        table = lines[next(i for i, line in enumerate(lines) if line.startswith("---")) + 1 :]
-        rows = [line.split() for line in table if line.strip()]
-        return {name: int(n) for name, n in rows if name not in ("total", "all")}
+        start = lines.index("Job stats:") + 3
+        end = next(i for i in range(start, len(lines)) if lines[i].startswith("total"))
+        counts = {name: int(n) for name, n in map(str.split, lines[start:end])}
+        counts.pop("all", None)
+        return counts
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ def write_tensors(path: Path, content: Content, made_by: Provenance) -> None:
         for name, value in content.items()
     }
     described = made_by.to_json(_content_digest(stored))
-    with atomic(path) as partial:
-        torch.save(stored | {KEY: described}, partial)
+    with atomic(path) as partial, partial.open("wb") as file:
+        torch.save(stored | {KEY: described}, file)  # given a path, torch would store its name
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -31,18 +31,15 @@ def activation_sparsity(
     """Count the tokens at which each unit's activation is zero."""
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
-    from paramscope.artifacts.tables import read_table, write_table
-    from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.artifacts.tables import write_table
+    from paramscope.cli.inputs import model_and_text
+    from paramscope.devices import describe_device
     from paramscope.geometry.sparsity import SPARSITY
     from paramscope.geometry.sparsity import activation_sparsity as count
-    from paramscope.models.folders import sequences_of
-    from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer
 
-    place = choose_device(device, threads)
-    split = read_table(calibration, ["doc_id", "text"])
-    text = sequences_of(load_tokenizer(model), split, length).to(place)
-    network = load_model(model, place, DTYPES[dtype])
+    network, text, place = model_and_text(
+        model, calibration, length=length, device=device, dtype=dtype, threads=threads
+    )
     table = count(network, text, threshold, batch)
     made_by = provenance("cli.activation_sparsity", arguments, device=describe_device(place))
     write_table(output, table, SPARSITY, made_by)

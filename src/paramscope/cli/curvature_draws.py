@@ -38,22 +38,18 @@ def curvature_draws(
     """
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
-    from paramscope.artifacts.tables import read_table
     from paramscope.artifacts.tensors import write_tensors
+    from paramscope.cli.inputs import model_and_text
     from paramscope.curvature.ggn import ggn_draws
     from paramscope.curvature.moments import moments, to_content
-    from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.devices import describe_device
     from paramscope.errors import RequestError
-    from paramscope.models.folders import sequences_of
-    from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer
 
     if method != "ggn":
         raise RequestError(f"no curvature method '{method}'; known is ggn")
-    place = choose_device(device, threads)
-    split = read_table(calibration, ["doc_id", "text"])
-    sequences = sequences_of(load_tokenizer(model), split, length).to(place)
-    network = load_model(model, place, DTYPES[dtype])
+    network, sequences, place = model_and_text(
+        model, calibration, length=length, device=device, dtype=dtype, threads=threads
+    )
     made = ggn_draws(network, sequences, range(first, first + draws), seed=seed, batch_size=batch)
     made_by = provenance("cli.curvature_draws", arguments, device=describe_device(place))
     write_tensors(output, to_content(moments(made)), made_by)

@@ -40,22 +40,25 @@ def eigenspace(
 
     from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
-    from paramscope.artifacts.tables import read_table
     from paramscope.artifacts.tensors import write_tensors
+    from paramscope.cli.inputs import model_and_text
     from paramscope.curvature.lanczos import lanczos
     from paramscope.curvature.products import HessianProduct
-    from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.models.folders import sequences_of
-    from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer
+    from paramscope.devices import DTYPES, describe_device
 
-    place = choose_device(device, threads)
-    split = read_table(calibration, ["doc_id", "text"])[:sequences]
-    text = sequences_of(load_tokenizer(model), split, length).to(place)
-    network = load_model(model, place, DTYPES[dtype])
+    network, text, place = model_and_text(
+        model,
+        calibration,
+        documents=sequences,
+        length=length,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+    )
     product = HessianProduct(network, text, batch)
     generator = torch.Generator().manual_seed(seed_of(seed, "eigenspace"))
-    start = torch.randn(product.size, generator=generator).to(place, DTYPES[dtype])
+    start = torch.randn(product.size, generator=generator).to(place)
+    start = start.to(torch.promote_types(start.dtype, DTYPES[dtype]))
     pairs = lanczos(product, start, k)
     made_by = provenance("cli.eigenspace", arguments, device=describe_device(place))
     content = {f"vector/{name}": value for name, value in product.shaped(pairs.vectors).items()}

@@ -43,20 +43,23 @@ def spotcheck(
 
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
-    from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.artifacts.tables import write_table
+    from paramscope.cli.inputs import model_and_text
     from paramscope.curvature.ggn import ggn_draws
     from paramscope.curvature.moments import moments
     from paramscope.curvature.products import ggn_entries, hessian_entries
     from paramscope.curvature.spotcheck import SPOTCHECK, quality, stratified
-    from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.models.folders import sequences_of
-    from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer
+    from paramscope.devices import describe_device
 
-    place = choose_device(device, threads)
-    split = read_table(calibration, ["doc_id", "text"])[:sequences]
-    text = sequences_of(load_tokenizer(model), split, length).to(place)
-    network = load_model(model, place, DTYPES[dtype])
+    network, text, place = model_and_text(
+        model,
+        calibration,
+        documents=sequences,
+        length=length,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+    )
     estimate = moments(ggn_draws(network, text, range(draws), seed=seed, batch_size=batch))
     error = estimate.standard_error()
     entries = stratified(estimate.mean, parameters, seed)

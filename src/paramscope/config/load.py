@@ -46,6 +46,21 @@ def validate(raw: dict[str, Any]) -> Config:
         raise ConfigError(f"config: {first}{more if others else ''}") from error
 
 
+def validate_mixed(raw: dict[str, Any]) -> Config:
+    """`validate`, for values some of which came as text from Snakemake's `--config`.
+
+    It hands nested numbers over as text ("prm={seeds: 12}" gives '12'). Where the values are
+    wrong as they stand, text that YAML takes for a number or a truth value is read so.
+
+    Raises:
+        ConfigError: as `validate`, about what is wrong even so.
+    """
+    try:
+        return validate(raw)
+    except ConfigError:
+        return validate({key: _as_yaml(value) for key, value in raw.items()})
+
+
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """`upper` over `lower`: mappings merge key by key, all else is replaced, as by Snakemake."""
     merged = dict(lower)
@@ -83,3 +98,18 @@ def read(path: Path) -> dict[str, Any]:
 @cache
 def _schema() -> dict[str, Any]:
     return Config.model_json_schema()
+
+
+def _as_yaml(value: Any) -> Any:
+    """Text in nested values as YAML reads it, where that is a number or a truth value."""
+    if isinstance(value, Mapping):
+        return {key: _as_yaml(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_yaml(item) for item in value]
+    if isinstance(value, str):
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        return parsed if isinstance(parsed, int | float) else value
+    return value

@@ -82,7 +82,8 @@ class HessianProduct:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Hv, [N]."""
-        shaped = [part[0] for part in self.shaped(vector[:, None]).values()]
+        parts = self.shaped(vector[:, None]).values()
+        shaped = [v[0].to(p) for v, p in zip(parts, self.parameters, strict=True)]
         total = torch.zeros_like(vector)
         for batch in self.sequences.batches(self.batch_size):
             share = batch.n_predicted / self.sequences.n_predicted
@@ -93,7 +94,7 @@ class HessianProduct:
                 [(g * v).sum() for g, v in zip(gradients, shaped, strict=True)]
             ).sum()
             products = torch.autograd.grad(along, self.parameters)
-            total += torch.cat([x.flatten() for x in products])
+            total += torch.cat([x.flatten() for x in products]).to(vector)
         return total
 
     def shaped(self, vectors: Tensor) -> dict[str, Tensor]:

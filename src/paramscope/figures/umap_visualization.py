@@ -66,7 +66,7 @@ def umap_visualization(
         "units in the UMAP plane",
         f"n = {count(len(points), 'unit')} of {count(of_units['tensor'].nunique(), 'tensor')}"
         f" in {count(of_units['layer'].nunique(), 'layer')}"
-        f" · trustworthiness {number(quality['trustworthiness'])}"
+        f" · trustworthiness {number(quality['trustworthiness'], 3)}"
         f" · neighbourhood preservation {number(quality['neighbourhood_preservation'])}",
     )
     size = float(np.clip(250 / np.sqrt(max(len(points), 1)), 1.5, 14))  # pt²: smaller where crowded

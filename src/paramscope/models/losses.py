@@ -16,8 +16,8 @@ def log_probabilities(model: PreTrainedModel, batch: Sequences) -> Tensor:
     scores = logits(model, batch.ids)[:, :-1]
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
-    chosen = scores.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
-    return (chosen - scores.logsumexp(-1)).masked_fill(~batch.predicted, 0)
+    chosen = scores.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    return chosen.masked_fill(~batch.predicted, 0)
 
 
 def mean_loss(model: PreTrainedModel, batch: Sequences) -> Tensor:

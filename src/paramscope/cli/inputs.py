@@ -1,0 +1,35 @@
+"""What several stages begin with: a device, a model on it, and a text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paramscope.cli.options import Dtype
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from paramscope.models.sequences import Sequences
+
+
+def model_and_text(
+    folder: Path,
+    split: Path,
+    *,
+    length: int,
+    device: str,
+    dtype: Dtype,
+    threads: int,
+    documents: int | None = None,
+) -> "tuple[PreTrainedModel, Sequences, torch.device]":
+    """The model of a folder, the (first) documents of a split for it, and where both are."""
+    from paramscope.artifacts.tables import read_table
+    from paramscope.devices import DTYPES, choose_device
+    from paramscope.models.folders import sequences_of
+    from paramscope.models.load import load_model
+    from paramscope.models.sequences import load_tokenizer
+
+    place = choose_device(device, threads)
+    text = read_table(split, ["doc_id", "text"])[:documents]
+    sequences = sequences_of(load_tokenizer(folder), text, length).to(place)
+    return load_model(folder, place, DTYPES[dtype]), sequences, place
