@@ -203,7 +203,7 @@ def test_the_first_of_a_group_stays_whatever_case_and_punctuation():
 def test_the_stdlib_corpus_is_large_enough_for_the_default_splits(stdlib):
     chunks = [chunk for document in stdlib for chunk in cut(document.text, 280) if is_prose(chunk)]
     texts = without_near_duplicates(chunks)
-    assert len(texts) >= 4000 + 300 + 300 + 128 + 300
+    assert len(texts) >= 4000 + 240 + 240 + 128 + 96
     assert len(set(texts)) == len(texts)
 
 

@@ -3,10 +3,12 @@
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binom
 
 from paramscope.errors import ArtifactError
 from paramscope.geometry.sparsity import unit_layers
 from paramscope.models.sequences import padded
+from paramscope.response.comparisons import sign_flip_p
 from paramscope.response.noise import NoiseSource, UnitSet
 from paramscope.response.sweep import Judge, sweep
 from tests.unit.conftest import make_tiny
@@ -154,3 +156,42 @@ def test_small_noise_costs_what_the_hessian_says(sequences):
             losses.append(float(mean_loss(model, sequences)))
     measured = (losses[0] + losses[1]) / 2 - losses[2]
     assert measured == pytest.approx(predicted, rel=1e-3)
+
+
+def mean_responses(model, judge, partition, seed):
+    """Δlog PPL of W_func and of W_sens, the mean of ± of each of 8 noise seeds."""
+    frame = sweep(model, judge, partition, sigmas=[0.3], seeds=range(8), seed=seed)
+    means = frame.groupby(["class", "seed"])["delta_log_ppl"].mean()
+    return means["W_func"].to_numpy(), means["W_sens"].to_numpy()
+
+
+def test_random_partitions_stay_within_their_null(judge):
+    """Studies of random halves find a difference as rarely as their level says.
+
+    At 8 seeds the sign-flip test's attainable level below .05 is 6/128. Over 30 studies the
+    count of findings is binomial; more than 6 has a probability under 1e-3.
+    """
+    assert binom.sf(6, 30, 6 / 128) < 1e-3
+    model, generator = make_tiny(), torch.Generator().manual_seed(0)
+    found = 0
+    for study in range(30):
+        halves = [torch.randperm(16, generator=generator) < 8 for _ in range(8)]
+        rows = [
+            (f"{FC1}:{row}", "W_func" if first[row] else "W_sens", draw)
+            for draw, first in enumerate(halves)
+            for row in range(16)
+        ]
+        drawn = pd.DataFrame(rows, columns=["unit", "label", "draw"])
+        func, sens = mean_responses(model, judge, drawn, seed=study)
+        found += sign_flip_p(func - sens, seed=0) < 0.05
+    assert found <= 6
+
+
+def test_a_class_that_hardly_counts_is_found(judge):
+    model = make_tiny()
+    with torch.no_grad():  # fc2 all but ignores the neurons of W_func
+        model.get_parameter("model.decoder.layers.0.fc2.weight")[:, :8] *= 0.02
+    func, sens = mean_responses(model, judge, partition(), seed=0)
+    # At random weights the loss can curve either way, so it is the responses' sizes that differ.
+    assert sign_flip_p(abs(func) - abs(sens), seed=0) == 2 / 2**8
+    assert abs(func).max() < 0.1 * abs(sens).max()

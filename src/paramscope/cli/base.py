@@ -33,7 +33,7 @@ def base(
     positions: Annotated[int, Option(help="Tokens that a sequence can have.")] = 128,
     epochs: Annotated[int, Option(help="Passes over the public split.")] = 3,
     batch: BatchSize = 16,
-    learning_rate: Annotated[float, Option(help="Of AdamW, at its peak.")] = 3e-3,
+    learning_rate: Annotated[float, Option(help="Of AdamW, at its peak.")] = 2e-3,
     length: Length = 64,
     seed: Seed = 0,
     device: DeviceName = "auto",

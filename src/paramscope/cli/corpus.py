@@ -28,10 +28,10 @@ def corpus(
     seed: Seed = 0,
     chunk_characters: Annotated[int, Option(min=20, help="Characters a document at most.")] = 280,
     public: Annotated[int, Option(min=1, help="Documents that train the base.")] = 4000,
-    member: Annotated[int, Option(min=10, help="Documents that finetune the target.")] = 300,
-    nonmember: Annotated[int, Option(min=10, help="Documents that no model sees.")] = 300,
+    member: Annotated[int, Option(min=10, help="Documents that finetune the target.")] = 240,
+    nonmember: Annotated[int, Option(min=10, help="Documents that no model sees.")] = 240,
     calibration: Annotated[int, Option(min=1, help="Documents for curvature and sparsity.")] = 128,
-    evaluation: Annotated[int, Option(min=1, help="Documents for perplexity.")] = 128,
+    evaluation: Annotated[int, Option(min=1, help="Documents for perplexity.")] = 96,
     permutations: Annotated[int, Option(min=1, help="Permutations behind the gate's p.")] = 200,
     alpha: Annotated[
         float, Option(min=0.001, max=0.5, help="The gate fails at a Holm-corrected p up to this.")

@@ -45,12 +45,12 @@ class Documents(Section):
     """Documents a split, dealt at random by seed once near-duplicates are gone."""
 
     public: int = Field(default=4000, ge=1, description="Train a scratch model and its tokenizer.")
-    member: int = Field(default=300, ge=10, description="The target is finetuned on them.")
-    nonmember: int = Field(default=300, ge=10, description="Like the members, never trained on.")
+    member: int = Field(default=240, ge=10, description="The target is finetuned on them.")
+    nonmember: int = Field(default=240, ge=10, description="Like the members, never trained on.")
     calibration: int = Field(
         default=128, ge=1, description="For curvature and activation sparsity."
     )
-    evaluation: int = Field(default=128, ge=1, description="For perplexity.")
+    evaluation: int = Field(default=96, ge=1, description="For perplexity.")
 
 
 class Gate(Section):
@@ -120,7 +120,7 @@ class Base(Section):
     epochs: int = Field(default=3, ge=1, description="Passes over the public split.")
     batch: int = Field(default=16, ge=1, description="Documents a step.")
     learning_rate: float = Field(
-        default=3.0e-3,
+        default=2e-3,
         gt=0,
         description="Peak, of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).",
     )
