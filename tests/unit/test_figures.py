@@ -399,7 +399,7 @@ def test_umap_shows_each_unit_where_it_is_in_its_cluster_and_class():
     assert f"n = {len(units)} units of 4 tensors in 2 layers" in said
     assert "DBSCAN: 3 clusters, noise 25.0%" in said
     assert "silhouette 0.46 in the plane, – in feature space" in said
-    assert "trustworthiness 0.99" in said
+    assert "trustworthiness 0.988" in said
     assert "neighbourhood preservation –" in said
     assert "draw 1 of 3" in said
 
