@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
+from paramscope.persample.layers import is_conv1d
 
 SPARSITY = pa.schema(
     [
@@ -36,8 +37,7 @@ def unit_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if module is not head
-        and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        if module is not head and (isinstance(module, nn.Linear) or is_conv1d(module))
     }
 
 
@@ -56,15 +56,15 @@ def activation_sparsity(
     above the threshold (sparsity 1) is dead on this text.
     """
     counters = {name: _Counter(threshold) for name in unit_layers(model)}
-    with _Hooks(model, counters) as hooks:
+    with _Hooks(model, counters):
         for batch in tqdm(
             sequences.batches(batch_size), total=-(-len(sequences) // batch_size), desc="sparsity"
         ):
             places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-            hooks.text = places < batch.lengths[:, None]
+            text = places < batch.lengths[:, None]
             logits(model, batch.ids)
             for counter in counters.values():
-                counter.count(hooks.text)
+                counter.count(text)
     frames = []
     for name, counter in counters.items():
         share = counter.share()
@@ -113,7 +113,6 @@ class _Hooks:
 
     def __init__(self, model: PreTrainedModel, counters: dict[str, _Counter]) -> None:
         self.model, self.counters = model, counters
-        self.text = torch.zeros(0)
         self.latest: tuple[int, _Counter] | None = None
 
     def __enter__(self) -> "_Hooks":

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 from paramscope.errors import ArtifactError
 from paramscope.geometry.features import percentile
 from paramscope.geometry.sparsity import unit_layers, unit_names
+from paramscope.persample.layers import is_conv1d
 
 
 def rows_of(module: nn.Module, values: Tensor) -> Tensor:
     """A weight-shaped tensor with one row a unit, [rows, inputs]."""
-    return values.T if type(module).__name__ == "Conv1D" else values
+    return values.T if is_conv1d(module) else values
 
 
 def units_table(

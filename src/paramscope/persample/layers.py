@@ -27,9 +27,9 @@ def squared_sums(
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
-    if isinstance(module, nn.Linear) or _is_conv1d(module):
+    if isinstance(module, nn.Linear) or is_conv1d(module):
         weight = linear.token_squared_sum(a, g) if local else linear.squared_sum(a, g)
-        if _is_conv1d(module):
+        if is_conv1d(module):
             weight = weight.T
         bias = linear.bias_token_squared_sum(g) if local else linear.bias_squared_sum(g)
         return _owned(module, {"weight": weight, "bias": bias})
@@ -63,7 +63,7 @@ def check_known(model: nn.Module) -> None:
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         known = isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm)
-        if not (known or _is_conv1d(module) or _is_rms_norm(module)):
+        if not (known or is_conv1d(module) or _is_rms_norm(module)):
             squared_sums(name, module, torch.empty(0), torch.empty(0), False)
 
 
@@ -71,7 +71,7 @@ def _owned(module: nn.Module, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: sums[name] for name, p in module.named_parameters(recurse=False)}
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """transformers' Conv1D of GPT-2: a linear layer that stores its weight as [d, p]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 

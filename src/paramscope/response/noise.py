@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from paramscope.artifacts.digest import seed_of
 from paramscope.errors import ArtifactError
 from paramscope.geometry.sparsity import unit_layers
+from paramscope.persample.layers import is_conv1d
 
 
 class NoiseSource:
@@ -56,7 +57,7 @@ class UnitSet:
             self._add(layers[name], tensor, torch.tensor(sorted(rows)))
 
     def _add(self, module: nn.Module, tensor: str, rows: Tensor) -> None:
-        conv = type(module).__name__ == "Conv1D"
+        conv = is_conv1d(module)
         size = self.model.get_parameter(tensor).shape[1 if conv else 0]
         if len(rows) and int(rows.max()) >= size:
             raise ArtifactError(f"unit {tensor}:{int(rows.max())} is not in this model")
