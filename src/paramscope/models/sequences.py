@@ -42,6 +42,12 @@ class Sequences:
         """Predicted tokens in all."""
         return int((self.lengths - 1).sum())
 
+    def by_length(self) -> "Sequences":
+        """The same with the longest first; equal lengths keep their order."""
+        order = self.lengths.argsort(descending=True, stable=True)
+        names = tuple(self.names[i] for i in order.tolist())
+        return Sequences(self.ids[order], self.lengths[order], names)
+
     def batches(self, size: int) -> Iterator["Sequences"]:
         """At most `size` sequences at a time, each batch cut to its longest."""
         for start in range(0, len(self), size):

@@ -1,11 +1,13 @@
-"""Pairing each layer's input with the gradient of its output, by hooks.
+"""Pairing each layer's input with the gradient of its output.
 
+A tap on a layer's output keeps the layer's input as autograd keeps its own tensors, so that
+checkpointing drops it and recomputes it like the rest; in a backward the tap hands both over.
 The model's own parameters are frozen meanwhile: a backward makes output gradients alone and
 never a weight's, which is what a draw of curvature costs. One forward can serve several
 backwards (`retain_graph=True`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,58 +15,151 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paramscope.errors import RequestError
+
 Receive = Callable[[str, nn.Module, Tensor, Tensor], None]
+
+
+class CaptureError(RequestError):
+    """A model whose layers' inputs and output gradients can't be paired."""
+
+
+@dataclass
+class Captured:
+    """What a block of `capture` works with.
+
+    Attributes:
+        shape: samples and tokens of the ids, [B, T].
+        receive: is told of each layer's pair.
+        called: names of the modules that a forward has reached.
+    """
+
+    shape: tuple[int, int]
+    receive: Receive
+    called: set[str] = field(default_factory=set)
+    _listening: bool = True
+    _unfinished: dict[str, "_Calls"] = field(default_factory=dict)
+
+    def backward(self, outputs: Tensor, cotangent: Tensor, retain_graph: bool = False) -> None:
+        """Go back from `outputs` with `cotangent`, of their shape, telling `receive` on the way."""
+        with self.unheard():  # a call of a layer in here is a checkpoint's recomputation
+            torch.autograd.backward([outputs], [cotangent], retain_graph=retain_graph)
+        for calls in list(self._unfinished.values()):
+            calls.hand_over()  # the other calls have no part in `outputs`
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Within the block, calls of layers are not counted."""
+        before, self._listening = self._listening, False
+        try:
+            yield
+        finally:
+            self._listening = before
+
+    def hook(self, name: str) -> Callable[..., Any]:
+        """The forward hook of the module of that name."""
+        calls = _Calls()
+
+        def tap(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                if self._listening:
+                    raise CaptureError(
+                        f"{name} was called without a graph: checkpoint with use_reentrant=False"
+                    )
+                return None
+            if self._listening:
+                self.called.add(name)
+                calls.made += 1
+            if not output.requires_grad:
+                output.requires_grad_()  # an embedding's, its weight being frozen
+            call = calls.made - 1
+
+            def hand_over() -> None:
+                del self._unfinished[name]
+                pairs = [calls.pairs[i] for i in sorted(calls.pairs)]
+                calls.pairs.clear()
+                a, g = (_joined(part) for part in zip(*pairs, strict=True))
+                self.receive(name, module, a, g)
+
+            def deliver(a: Tensor, g: Tensor) -> None:
+                calls.pairs[call] = _shaped(a, self.shape), _shaped(g, self.shape)
+                calls.hand_over = hand_over
+                self._unfinished[name] = calls
+                if len(calls.pairs) == calls.made:
+                    hand_over()
+
+            kept = _input(module, args, kwargs)
+            tapped: Tensor = _Tap.apply(output, kept, deliver)  # type: ignore[no-untyped-call]
+            return tapped
+
+        return tap
 
 
 @dataclass
 class _Calls:
-    """One module's calls in one forward: inputs, and output gradients as they arrive."""
+    """One module's calls in a forward, and their pairs as a backward brings them."""
 
-    inputs: list[Tensor] = field(default_factory=list)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    made: int = 0
+    pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    hand_over: Callable[[], None] = lambda: None
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, whose backward hands a kept tensor and the gradient to `deliver`."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, kept: Tensor, deliver: Any) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.deliver = deliver
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = gradients
+        (kept,) = ctx.saved_tensors
+        ctx.deliver(kept, g)
+        return g, None, None
 
 
 @contextmanager
-def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Iterator[None]:
+def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Iterator[Captured]:
     """Within the block, run one forward on ids of `shape` [B, T] and any number of backwards.
 
-    `receive(name, module, a, g)` is called in each backward for each module that owns
-    parameters: a its input [B, T, d] (ids [B, T] for an embedding), g the gradient of its
-    output [B, T, p]. A module that was called more than once is received once, when its last
-    gradient is in, with its calls joined along T: its per-sample gradient is their sum. A
-    parameter that several modules share is received for each of them.
+    `receive(name, module, a, g)` is called in each `backward` of what is yielded, for each
+    module that owns parameters: a its input [B, T, d] (ids [B, T] for an embedding), g the
+    gradient of its output [B, T, p]. A module that was called more than once is received once,
+    when its last gradient is in, with its calls joined along T: its per-sample gradient is
+    their sum. A parameter that several modules share is received for each of them.
+
+    Raises:
+        CaptureError: in the forward, a layer called without a graph (reentrant checkpointing);
+            at the block's end, a layer with parameters that the forward never called (it
+            reads them in another way, and its gradient can't be known).
     """
     owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(False))]
     trained = [p for p in model.parameters() if p.requires_grad]
+    captured = Captured(shape, receive)
     with ExitStack() as stack:
         for parameter in trained:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
         for name, module in owners:
-            hook = _hook(name, shape, receive)
+            hook = captured.hook(name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        yield
+        # The graph holds `captured`, and a receiver may hold the graph: a ring that only the
+        # garbage collector would undo, a batch's activations with it.
+        stack.callback(setattr, captured, "receive", _deaf)
+        yield captured
+    unseen = next((name for name, _ in owners if name not in captured.called), None)
+    if unseen is not None:
+        raise CaptureError(
+            f"{unseen} was not called in the forward, so its gradient can't be seen; "
+            "method hutchinson would do"
+        )
 
 
-def _hook(name: str, shape: tuple[int, int], receive: Receive) -> Callable[..., None]:
-    calls = _Calls()
-
-    def forward(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        call = len(calls.inputs)
-        calls.inputs.append(_shaped(_input(module, args, kwargs), shape))
-        if not output.requires_grad:
-            output.requires_grad_()  # an embedding's output, its weight being frozen
-
-        def backward(g: Tensor) -> None:
-            calls.gradients[call] = _shaped(g, shape)
-            if len(calls.gradients) == len(calls.inputs):
-                ordered = [calls.gradients[i] for i in range(len(calls.inputs))]
-                calls.gradients.clear()
-                receive(name, module, _joined(calls.inputs), _joined(ordered))
-
-        output.register_hook(backward)
-
-    return forward
+def _deaf(name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
+    raise CaptureError(f"{name}: a backward after the block of `capture` has ended")
 
 
 def _input(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
@@ -83,8 +178,8 @@ def _shaped(x: Tensor, shape: tuple[int, int]) -> Tensor:
         return x
     if len(x) == B * T:
         return x.reshape(B, T, *x.shape[1:])
-    raise ValueError(f"a layer's tensor of shape {tuple(x.shape)} has no {B} × {T} tokens")
+    raise CaptureError(f"a layer's tensor of shape {tuple(x.shape)} has no {B} × {T} tokens")
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)

@@ -1,10 +1,13 @@
 """Which kind of layer a module is, and the squares of its per-sample gradients."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from paramscope.errors import RequestError
 from paramscope.persample import embedding, linear, normalization
+from paramscope.persample.precision import accumulator, wide
 
 
 class UnknownLayerError(RequestError):
@@ -16,6 +19,18 @@ def squared_sums(
 ) -> dict[str, Tensor]:
     """Σ_s (per-sample gradient)² of each parameter that `module` owns, by its own name.
 
+    In float32 at least, whatever the layer's own format; the rest as for `add_squares`.
+    """
+    sums = {n: accumulator(p, *p.shape) for n, p in module.named_parameters(recurse=False)}
+    add_squares(name, module, a, g, local, sums)
+    return sums
+
+
+def add_squares(
+    name: str, module: nn.Module, a: Tensor, g: Tensor, local: bool, into: Mapping[str, Tensor]
+) -> None:
+    """Add Σ_s (per-sample gradient)² of each parameter that `module` owns.
+
     Args:
         name: the module's name in the model, for errors.
         module: the layer.
@@ -23,34 +38,46 @@ def squared_sums(
         g: the gradient of its output, [B, T, p].
         local: take squares token by token (exact in expectation for a layer whose output at
             one token touches no other token's logits, and tighter there).
+        into: sums by the parameters' own names, each of its parameter's shape.
 
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
+    bias_squares = linear.bias_token_squared_sum if local else linear.bias_squared_sum
     if isinstance(module, nn.Linear) or is_conv1d(module):
-        weight = linear.token_squared_sum(a, g) if local else linear.squared_sum(a, g)
-        if is_conv1d(module):
-            weight = weight.T
-        bias = linear.bias_token_squared_sum(g) if local else linear.bias_squared_sum(g)
-        return _owned(module, {"weight": weight, "bias": bias})
-    if isinstance(module, nn.Embedding):
-        square = embedding.token_squared_sum if local else embedding.squared_sum
-        total = square(a, g, module.num_embeddings)
-        if module.padding_idx is not None:
-            total[module.padding_idx] = 0  # autograd gives this row no gradient
-        return {"weight": total}
-    if isinstance(module, nn.LayerNorm) or _is_rms_norm(module):
-        if isinstance(module, nn.LayerNorm):
-            normalized = normalization.layer_normalized(a, module.eps)
-        else:
-            normalized = normalization.rms_normalized(a, _rms_eps(module, a.dtype))
+        square = linear.token_squared_sum if local else linear.squared_sum
+        rows, columns = (g, a) if isinstance(module, nn.Linear) else (a, g)  # of the weight
+        square(columns, rows, into["weight"])
+        shift = g
+    elif isinstance(module, nn.Embedding):
+        g = without_padding(module, a, g)
+        (embedding.token_squared_sum if local else embedding.squared_sum)(a, g, into["weight"])
+        return
+    elif isinstance(module, nn.LayerNorm) or is_rms_norm(module):
         gain = normalization.gain_token_squared_sum if local else normalization.gain_squared_sum
-        bias = linear.bias_token_squared_sum(g) if local else linear.bias_squared_sum(g)
-        return _owned(module, {"weight": gain(normalized, g), "bias": bias})
-    raise UnknownLayerError(
-        f"{name}: no per-sample gradient is known for a {type(module).__name__}; "
-        "known are Linear, Conv1D, Embedding, LayerNorm and RMSNorm"
-    )
+        into["weight"] += gain(normalized(module, a), g)
+        shift = normalization.by_token(wide(g))
+    else:
+        raise UnknownLayerError(
+            f"{name}: no per-sample gradient is known for a {type(module).__name__}; known are "
+            "Linear, Conv1D, Embedding, LayerNorm and RMSNorm; method hutchinson would do"
+        )
+    if "bias" in into:
+        into["bias"] += bias_squares(shift)
+
+
+def without_padding(module: nn.Embedding, ids: Tensor, g: Tensor) -> Tensor:
+    """`g` with 0 at the padding row's tokens, as autograd gives that row no gradient."""
+    if module.padding_idx is None:
+        return g
+    return g.masked_fill((ids == module.padding_idx)[..., None], 0)
+
+
+def normalized(module: nn.Module, a: Tensor) -> Tensor:
+    """A normalisation's input as it is before gain and shift, in float32 at least."""
+    if isinstance(module, nn.LayerNorm):
+        return normalization.layer_normalized(a, module.eps)
+    return normalization.rms_normalized(a, _rms_eps(module, a.dtype))
 
 
 def check_known(model: nn.Module) -> None:
@@ -63,12 +90,8 @@ def check_known(model: nn.Module) -> None:
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         known = isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm)
-        if not (known or is_conv1d(module) or _is_rms_norm(module)):
-            squared_sums(name, module, torch.empty(0), torch.empty(0), False)
-
-
-def _owned(module: nn.Module, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: sums[name] for name, p in module.named_parameters(recurse=False)}
+        if not (known or is_conv1d(module) or is_rms_norm(module)):
+            add_squares(name, module, torch.empty(0), torch.empty(0), False, {})
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -76,10 +99,13 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
+def is_rms_norm(module: nn.Module) -> bool:
+    """torch's RMSNorm, or one of transformers' of that name."""
     return type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight")
 
 
 def _rms_eps(module: nn.Module, dtype: torch.dtype) -> float:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    return torch.finfo(dtype).eps if eps is None else float(eps)  # None: torch.nn.RMSNorm's own
+    if eps is None:  # torch.nn.RMSNorm's own, that of the format it computes in
+        return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return float(eps)

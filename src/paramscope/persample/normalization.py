@@ -22,11 +22,26 @@ def rms_normalized(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def by_token(x: Tensor) -> Tensor:
+    """[B, T, …, d] as [B, T, d]: a norm on each head is applied several times a token."""
+    return x if x.ndim == 3 else x.flatten(2, -2).sum(2)
+
+
 def gain_squared_sum(normalized: Tensor, g: Tensor) -> Tensor:
     """Σ_s (Σ_t g ∘ x̂)², [d]."""
-    return (wide(g) * normalized).sum(1).square().sum(0)
+    return by_token(wide(g) * normalized).sum(1).square().sum(0)
 
 
 def gain_token_squared_sum(normalized: Tensor, g: Tensor) -> Tensor:
     """Σ over samples and tokens of (g ∘ x̂)², [d]."""
-    return (wide(g) * normalized).square().sum((0, 1))
+    return by_token(wide(g) * normalized).square().sum((0, 1))
+
+
+def gain_gradients(normalized: Tensor, g: Tensor) -> Tensor:
+    """Σ_t g ∘ x̂ of each sample, [B, d], over every axis between sample and entry."""
+    return shift_gradients(wide(g) * normalized)
+
+
+def shift_gradients(g: Tensor) -> Tensor:
+    """Σ_t g of each sample, [B, d], over every axis between sample and entry."""
+    return wide(g).sum(tuple(range(1, g.dim() - 1)))

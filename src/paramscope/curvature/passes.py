@@ -1,0 +1,119 @@
+"""Passes over the text for draws of the Gauss–Newton matrix: forward, sampled labels, backward."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from paramscope.curvature.labels import HeadDraws, head_draws
+from paramscope.errors import RequestError
+from paramscope.models.heads import linear_head, without_head
+from paramscope.models.sequences import Sequences
+from paramscope.persample.capture import capture
+from paramscope.persample.graphs import Forward, Graph, forward
+from paramscope.persample.layers import check_known
+
+Take = Callable[[int, str, nn.Module, Tensor, Tensor], None]
+
+
+class Passes:
+    """A model and a text, ready for draws.
+
+    Attributes:
+        model: the model.
+        names: a parameter's name, by its `id`.
+        head: the head.
+        embedding: the token embedding.
+        tied: whether the head is the embedding's transpose.
+        local: names of the layers whose output at a token reaches no other token's logits.
+
+    Raises:
+        UnknownLayerError: the model has a layer whose per-sample gradients are not known.
+        RequestError: its head is not a linear layer on the hidden state, or it shares a
+            parameter in a way other than a tied head.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, sequences: Sequences, batch_size: int, graph: Graph = "whole"
+    ) -> None:
+        self.head = linear_head(model)
+        check_known(model)
+        self.model, self.graph, self.batch_size = model, graph, batch_size
+        self.sequences = sequences.by_length()
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.embedding = model.get_input_embeddings()
+        self.tied = self.embedding.weight is self.head.weight
+        _check_sharing(model, self.head if self.tied else None)
+        self.local = local_layers(model, self.sequences.ids[0, : self.sequences.lengths[0]], graph)
+
+    def batches(self, draws: range, seed: int, what: str) -> Iterator["Drawn"]:
+        """The text batch by batch, the longest sequences first, each with its draws."""
+        total = -(-len(self.sequences) // self.batch_size)
+        for batch in tqdm(self.sequences.batches(self.batch_size), what, total):
+            drawn = Drawn()
+            shape = (len(batch), batch.ids.shape[1])
+            with without_head(self.model), capture(self.model, shape, drawn.receive) as captured:
+                drawn.forward = forward(self.model, batch.ids, captured, self.graph)
+                drawn.h = drawn.forward.hidden.detach()
+                drawn.head = head_draws(self.head, drawn.h, batch, draws, seed, own=self.tied)
+                yield drawn
+
+
+class Drawn:
+    """A batch after its forward, with all its draws at the head.
+
+    Attributes:
+        h: the last hidden state, [B, T, d].
+        head: the draws' share of the head.
+    """
+
+    h: Tensor
+    head: HeadDraws
+    forward: Forward
+
+    def backward(self, take: Take) -> None:
+        """Go back once a draw: `take(k, name, module, a, g)` for each layer of the k-th draw."""
+        self._take = take
+        self.forward.back(self.head.cotangents, self._begin)
+
+    def receive(self, name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
+        """What `capture` tells."""
+        self._take(self._draw, name, module, a, g)
+
+    def _begin(self, draw: int) -> None:
+        self._draw = draw
+
+
+def local_layers(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole") -> set[str]:
+    """Names of layers whose output at a token reaches no other token's logits.
+
+    Found by one backward from the last token of `sequence` [T]: where no gradient arrives at
+    any earlier token, none can, since the path through attention is the same for all.
+    """
+    local: set[str] = set()
+
+    def receive(name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
+        if not g[:, :-1].any():
+            local.add(name)
+
+    with without_head(model), capture(model, (1, len(sequence)), receive) as captured:
+        passed = forward(model, sequence[None], captured, graph)
+        cotangent = torch.zeros_like(passed.hidden)
+        generator = torch.Generator().manual_seed(0)
+        cotangent[:, -1] = torch.randn(cotangent.shape[-1], generator=generator).to(cotangent)
+        passed.back([cotangent], lambda k: None)
+    return local
+
+
+def _check_sharing(model: PreTrainedModel, tied: nn.Module | None) -> None:
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name and module is not tied:
+                raise RequestError(
+                    f"{name} and {other} share a parameter, and only a tied head's is handled; "
+                    "method hutchinson would do"
+                )
