@@ -24,11 +24,16 @@ RESULTS = f"results/{MODEL}"
 KIND = config["models"][MODEL]["kind"]
 PLANTED = KIND == "planted"
 FIGURES = {
-    "umap_visualization": True,  # whether a planted model has it
+    "curvature_quality": False,  # whether a planted model has it
+    "curvature_by_layer": False,
+    "umap_visualization": True,
     "parameter_clustering": True,
     "prm_phase_diagram": False,
     "noise_response_curves": False,
     "statistical_summary": False,
+}
+CURVATURE_ENGINE = {
+    name: config["curvature"][name] for name in ("method", "probes", "graph", "batch", "memory_gb")
 }
 DEFAULT_PARTITION = f"{RESULTS}/geometry/partition/{config['partition']['default']}.parquet"
 PARTITIONS = [
@@ -92,14 +97,38 @@ def shards(total, size):
     return [(first, min(size, total - first)) for first in range(0, total, size)]
 
 
+def draw_sizes():
+    """First number and count of each shard of the curvature; one draw where none is random."""
+    settings = config["curvature"]
+    if settings["method"] in ("exact", "finite_difference"):
+        return [(0, 1)]
+    return shards(settings["draws"], settings["draws_per_shard"])
+
+
 def draw_shards(wildcards):
     """The curvature's shards, in the order of draws."""
-    return [
-        f"results/{wildcards.model}/curvature/draws/{first}-{size}.pt"
-        for first, size in shards(
-            config["curvature"]["draws"], config["curvature"]["draws_per_shard"]
-        )
-    ]
+    folder = f"results/{wildcards.model}/curvature/draws"
+    return [f"{folder}/{first}-{size}.pt" for first, size in draw_sizes()]
+
+
+def earlier_draw_shards(wildcards):
+    """The shards that tell whether this one is still needed, where a tolerance is set.
+
+    Rounds of 1, 1, 2, 4, ... shards: those of a round run side by side, after all before.
+    """
+    if not config["curvature"]["tolerance"]:
+        return []
+    place = [first for first, _ in draw_sizes()].index(int(wildcards.first))
+    begun = 1 << (place.bit_length() - 1) if place else 0
+    return draw_shards(wildcards)[:begun]
+
+
+def stop_options(wildcards, input):
+    """When a shard has nothing left to do."""
+    if not config["curvature"]["tolerance"]:
+        return ""
+    earlier = repeated("previous", input.previous)
+    return f"--tolerance {config['curvature']['tolerance']} {earlier}"
 
 
 def response_shards(wildcards):

@@ -4,6 +4,69 @@ In: tables and records under results/{model}/. Out: results/{model}/figures/.
 """
 
 
+rule curvature_quality:
+    input:
+        spotcheck=f"{RESULTS}/curvature/spotcheck.parquet",
+        draws=f"{RESULTS}/curvature/spotcheck_draws.parquet",
+        quality=f"{RESULTS}/curvature/spotcheck.json",
+    output:
+        png=report(
+            f"{RESULTS}/figures/curvature_quality.png",
+            caption="../workflow/report/curvature_quality.rst",
+            category="Curvature",
+            labels={"figure": "curvature quality", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/curvature_quality.pdf",
+    params:
+        code=code_digest("cli.curvature_quality"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/curvature_quality.log",
+    benchmark:
+        f"benchmarks/{MODEL}/curvature_quality.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: estimated curvature against exact entries"
+    shell:
+        "paramscope curvature-quality {output.png} --spotcheck {input.spotcheck}"
+        " --spotcheck-draws {input.draws} --quality {input.quality}"
+        " --model {params.model} > {log} 2>&1"
+
+
+rule curvature_by_layer:
+    input:
+        f"{RESULTS}/curvature/summary.parquet",
+    output:
+        png=report(
+            f"{RESULTS}/figures/curvature_by_layer.png",
+            caption="../workflow/report/curvature_by_layer.rst",
+            category="Curvature",
+            labels={"figure": "curvature by layer", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/curvature_by_layer.pdf",
+    params:
+        code=code_digest("cli.curvature_by_layer"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/curvature_by_layer.log",
+    benchmark:
+        f"benchmarks/{MODEL}/curvature_by_layer.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: curvature by layer and kind of tensor"
+    shell:
+        "paramscope curvature-by-layer {output.png} --summary {input}"
+        " --model {params.model} > {log} 2>&1"
+
+
 rule umap_visualization:
     input:
         units=f"{RESULTS}/geometry/units.parquet",

@@ -8,13 +8,14 @@ rule curvature_draws:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
         calibration="results/{model}/corpus/calibration.parquet",
+        previous=earlier_draw_shards,
     output:
         "results/{model}/curvature/draws/{first}-{size}.pt",
     params:
         code=code_digest("cli.curvature_draws"),
         target=target_folder,
-        method=config["curvature"]["method"],
-        batch=config["curvature"]["batch"],
+        engine=options(CURVATURE_ENGINE),
+        stop=stop_options,
         length=config["length"],
         seed=config["seed"],
         compute=compute_options(1),
@@ -32,9 +33,8 @@ rule curvature_draws:
         "curvature of {wildcards.model}: {wildcards.size} draws from number {wildcards.first}"
     shell:
         "paramscope curvature-draws {params.target} {input.calibration} {output}"
-        " --first {wildcards.first} --draws {wildcards.size} --method {params.method}"
-        " --batch {params.batch} --length {params.length} --seed {params.seed}"
-        " {params.compute} > {log} 2>&1"
+        " --first {wildcards.first} --draws {wildcards.size} {params.stop} {params.engine}"
+        " --length {params.length} --seed {params.seed} {params.compute} > {log} 2>&1"
 
 
 rule curvature:
@@ -68,13 +68,14 @@ rule spotcheck:
         calibration="results/{model}/corpus/calibration.parquet",
     output:
         table="results/{model}/curvature/spotcheck.parquet",
+        draws="results/{model}/curvature/spotcheck_draws.parquet",
         quality="results/{model}/curvature/spotcheck.json",
     params:
         code=code_digest("cli.spotcheck"),
         target=target_folder,
         sizes=options(config["spotcheck"]),
         draws=config["curvature"]["draws"],
-        batch=config["curvature"]["batch"],
+        engine=options(CURVATURE_ENGINE),
         length=config["length"],
         seed=config["seed"],
         compute=compute_options(1),
@@ -92,8 +93,44 @@ rule spotcheck:
         "setting the curvature of {wildcards.model} beside exact entries"
     shell:
         "paramscope spotcheck {params.target} {input.calibration} {output.table}"
-        " --output-quality {output.quality} {params.sizes} --draws {params.draws}"
-        " --batch {params.batch} --length {params.length} --seed {params.seed}"
+        " --output-draws {output.draws} --output-quality {output.quality} {params.sizes}"
+        " --draws {params.draws} {params.engine} --length {params.length} --seed {params.seed}"
+        " {params.compute} > {log} 2>&1"
+
+
+rule curvature_blocks:
+    input:
+        target=multiext(f"{RESULTS}/target/", *WEIGHTS),
+        calibration=f"{RESULTS}/corpus/calibration.parquet",
+    output:
+        f"{RESULTS}/curvature/blocks.pt",
+    params:
+        code=code_digest("cli.curvature_blocks"),
+        target=f"{RESULTS}/target",
+        units=repeated("unit", config["curvature_blocks"]["units"]),
+        draws=config["curvature"]["draws"],
+        graph=config["curvature"]["graph"],
+        batch=config["curvature"]["batch"],
+        memory=config["curvature"]["memory_gb"],
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        f"logs/{MODEL}/curvature_blocks.log",
+    benchmark:
+        f"benchmarks/{MODEL}/curvature_blocks.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "Gauss-Newton blocks of chosen units"
+    shell:
+        "paramscope curvature-blocks {params.target} {input.calibration} {output} {params.units}"
+        " --draws {params.draws} --graph {params.graph} --batch {params.batch}"
+        " --memory-gb {params.memory} --length {params.length} --seed {params.seed}"
         " {params.compute} > {log} 2>&1"
 
 

@@ -15,6 +15,7 @@ STAGES = (
     "target",
     "curvature_draws",
     "curvature",
+    "curvature_blocks",
     "spotcheck",
     "eigenspace",
     "activation_sparsity",
@@ -26,11 +27,14 @@ STAGES = (
     "prm_responses",
     "prm_statistics",
     "results",
+    "curvature_quality",
+    "curvature_by_layer",
     "umap_visualization",
     "parameter_clustering",
     "prm_phase_diagram",
     "noise_response_curves",
     "statistical_summary",
+    "benchmark_curvature_figure",
 )
 
 app = typer.Typer(

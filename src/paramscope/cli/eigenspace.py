@@ -1,7 +1,8 @@
 """Stage `eigenspace`: the Hessian's leading eigenpairs."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -17,6 +18,16 @@ from paramscope.cli.options import (
     Threads,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paramscope.artifacts.provenance import Provenance
+    from paramscope.curvature.lanczos import LanczosState
+
+SAVE_EVERY = 5  # products between two saves of the basis
+# What of its provenance a saved basis must share with the run that takes it up.
+IDENTITY = ("parameters", "inputs", "code", "versions", "device")
+
 
 def eigenspace(
     model: ModelFolder,
@@ -30,10 +41,15 @@ def eigenspace(
     device: DeviceName = "auto",
     dtype: DtypeName = Dtype.float32,
     threads: Threads = 2,
+    basis_on_cpu: Annotated[
+        bool, Option(help="Keep the basis, 2k + 10 vectors of the model's size, in main memory.")
+    ] = False,
 ) -> None:
     """Find the Hessian's leading eigenpairs by Lanczos, with their residuals.
 
     Writes `values` and `residuals`, [k], and the eigenvectors in the parameters' own shapes.
+    On the way the basis is saved beside the output every few products; a run that was stopped
+    goes on from there, to the same result, where nothing that it hangs on has changed.
     """
     arguments = dict(locals())
     import torch
@@ -42,7 +58,7 @@ def eigenspace(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tensors import write_tensors
     from paramscope.cli.inputs import model_and_text
-    from paramscope.curvature.lanczos import lanczos
+    from paramscope.curvature.lanczos import LanczosState, lanczos
     from paramscope.curvature.products import HessianProduct
     from paramscope.devices import DTYPES, describe_device
 
@@ -59,11 +75,62 @@ def eigenspace(
     generator = torch.Generator().manual_seed(seed_of(seed, "eigenspace"))
     start = torch.randn(product.size, generator=generator).to(place)
     start = start.to(torch.promote_types(start.dtype, DTYPES[dtype]))
-    pairs = lanczos(product, start, k)
     made_by = provenance("cli.eigenspace", arguments, device=describe_device(place))
+    partial = output.with_name(f"{output.stem}.partial.pt")
+
+    def save(state: LanczosState) -> None:
+        if len(state.alphas) % SAVE_EVERY == 0:
+            write_tensors(partial, _to_content(state), made_by)
+
+    pairs = lanczos(
+        product,
+        start,
+        k,
+        basis_device=torch.device("cpu") if basis_on_cpu else None,
+        checkpoint=save,
+        resume=_saved(partial, made_by),
+    )
     content = {f"vector/{name}": value for name, value in product.shaped(pairs.vectors).items()}
     write_tensors(
         output, {"values": pairs.values, "residuals": pairs.residuals, **content}, made_by
     )
+    partial.unlink(missing_ok=True)
     shown = ", ".join(f"{value:.3g}" for value in pairs.values.tolist())
     print(f"eigenvalues {shown} in {output}; largest residual {float(pairs.residuals.max()):.2g}")
+
+
+def _to_content(state: "LanczosState") -> "dict[str, Tensor | int]":
+    """A Lanczos state as the flat content of a Torch file.
+
+    The basis is not copied. On the CPU torch writes the whole storage of a view, so the file
+    is as large as the full basis from the start.
+    """
+    import torch
+
+    numbers = {"alphas": state.alphas, "betas": state.betas}
+    tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in numbers.items()}
+    return {"basis": state.basis, **tensors}
+
+
+def _saved(partial: Path, made_by: "Provenance") -> "LanczosState | None":
+    """The state in the file `partial`, if the same work with the same code left it."""
+    from paramscope.artifacts.tensors import read_tensors, read_tensors_provenance
+    from paramscope.curvature.lanczos import LanczosState
+    from paramscope.errors import ArtifactError
+
+    if not partial.is_file():
+        return None
+    try:
+        described = read_tensors_provenance(partial)
+        content = read_tensors(partial)
+    except ArtifactError as error:
+        print(f"starting anew: {error}")
+        return None
+    present = json.loads(made_by.to_json(""))
+    changed = [name for name in IDENTITY if described.get(name) != present[name]]
+    if changed:
+        print(f"starting anew: {partial} is of a run with other {', '.join(changed)}")
+        return None
+    alphas = tuple(content["alphas"].tolist())
+    print(f"going on after {len(alphas)} products, from {partial}")
+    return LanczosState(alphas, tuple(content["betas"].tolist()), content["basis"])

@@ -21,15 +21,22 @@ def model_and_text(
     dtype: Dtype,
     threads: int,
     documents: int | None = None,
+    memory_gb: float = 0.0,
 ) -> "tuple[PreTrainedModel, Sequences, torch.device]":
-    """The model of a folder, the (first) documents of a split for it, and where both are."""
+    """The model of a folder, the (first) documents of a split for it, and where both are.
+
+    Raises:
+        RequestError: a folder, split, device, length or limit of memory that will not do.
+    """
     from paramscope.artifacts.tables import read_table
     from paramscope.devices import DTYPES, choose_device
+    from paramscope.memory import limit_memory
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer
 
     place = choose_device(device, threads)
+    limit_memory(memory_gb, place)
     text = read_table(split, ["doc_id", "text"])[:documents]
     sequences = sequences_of(load_tokenizer(folder), text, length).to(place)
     return load_model(folder, place, DTYPES[dtype]), sequences, place

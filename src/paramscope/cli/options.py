@@ -15,6 +15,14 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Graph(StrEnum):
+    """What of a model's graph is held at a time."""
+
+    whole = "whole"
+    checkpointed = "checkpointed"
+    layerwise = "layerwise"
+
+
 ModelFolder = Annotated[
     Path, Argument(help="Model folder: config.json, model.safetensors, tokenizer.json.")
 ]
@@ -30,3 +38,22 @@ Threads = Annotated[
 ]
 BatchSize = Annotated[int, Option(help="Sequences a forward; changes speed, not what is computed.")]
 Length = Annotated[int, Option(help="Tokens a sequence at most; longer text is cut.")]
+CurvatureMethod = Annotated[
+    str,
+    Option(
+        "--method",
+        help="ggn; or, of the true Hessian, hutchinson, xdiag, exact, finite_difference.",
+    ),
+]
+GraphKind = Annotated[
+    Graph,
+    Option(
+        "--graph",
+        help="What of ggn's graph is in memory: whole; checkpointed, each block's input; "
+        "layerwise, one block at a time.",
+    ),
+]
+Probes = Annotated[int, Option(help="Products with the Hessian a draw of xdiag.")]
+MemoryLimit = Annotated[
+    float, Option("--memory-gb", help="Memory to keep to, in 10^9 bytes; 0 sets no limit.")
+]

@@ -7,12 +7,17 @@ from typer import Argument, Option
 
 from paramscope.cli.options import (
     BatchSize,
+    CurvatureMethod,
     DeviceName,
     Dtype,
     DtypeName,
+    Graph,
+    GraphKind,
     Length,
+    MemoryLimit,
     ModelFolder,
     Output,
+    Probes,
     Seed,
     Threads,
 )
@@ -22,22 +27,30 @@ def spotcheck(
     model: ModelFolder,
     calibration: Annotated[Path, Argument(help="Documents that the curvature is taken over.")],
     output: Output,
+    output_draws: Annotated[
+        Path, Option(help="Table to write: the error by how many draws are taken.")
+    ],
     output_quality: Annotated[Path, Option(help="Record to write: the table's summary.")],
     parameters: Annotated[int, Option(help="Entries, spread over the tensors.")] = 300,
     sequences: Annotated[int, Option(help="Documents that all three are taken over.")] = 16,
     draws: Annotated[int, Option(help="Draws of the estimate.")] = 16,
+    method: CurvatureMethod = "ggn",
+    probes: Probes = 16,
+    graph: GraphKind = Graph.whole,
     batch: BatchSize = 16,
     length: Length = 64,
     seed: Seed = 0,
     device: DeviceName = "auto",
     dtype: DtypeName = Dtype.float32,
     threads: Threads = 1,
+    memory_gb: MemoryLimit = 0.0,
 ) -> None:
     """Set the estimated curvature of sampled parameters beside the exact G and the exact H.
 
     All three are over the same documents, the first of the calibration split.
     """
     arguments = dict(locals())
+    import numpy as np
     import pandas as pd
     from tqdm import tqdm
 
@@ -45,12 +58,20 @@ def spotcheck(
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
     from paramscope.cli.inputs import model_and_text
-    from paramscope.curvature.ggn import ggn_draws
+    from paramscope.curvature.methods import estimator
     from paramscope.curvature.moments import moments
     from paramscope.curvature.products import ggn_entries, hessian_entries
-    from paramscope.curvature.spotcheck import SPOTCHECK, quality, stratified
+    from paramscope.curvature.spotcheck import (
+        SPOTCHECK,
+        SPOTCHECK_DRAWS,
+        by_draws,
+        quality,
+        stratified,
+    )
     from paramscope.devices import describe_device
+    from paramscope.memory import fitting
 
+    chosen = estimator(method, graph=graph.value, probes=probes)
     network, text, place = model_and_text(
         model,
         calibration,
@@ -59,13 +80,18 @@ def spotcheck(
         device=device,
         dtype=dtype,
         threads=threads,
+        memory_gb=memory_gb,
     )
-    estimate = moments(ggn_draws(network, text, range(draws), seed=seed, batch_size=batch))
+    made = fitting(
+        lambda size: chosen.draw(network, text, range(draws), seed=seed, batch_size=size), batch
+    )
+    estimate = moments(made, chosen.random)
     error = estimate.standard_error()
     entries = stratified(estimate.mean, parameters, seed)
     checked = pd.DataFrame(entries, columns=["tensor", "index"])
     for column, values in (("estimate", estimate.mean), ("standard_error", error)):
         checked[column] = [float(values[name].flatten()[i]) for name, i in entries]
+    sampled = np.array([[float(draw[name].flatten()[i]) for name, i in entries] for draw in made])
     n = len(entries)
     checked["exact_ggn"] = list(tqdm(ggn_entries(network, text, entries), "exact G", n))
     checked["exact_hessian"] = list(tqdm(hessian_entries(network, text, entries), "exact H", n))
@@ -73,8 +99,13 @@ def spotcheck(
         "cli.spotcheck", arguments, device=describe_device(place), notes={"documents": len(text)}
     )
     write_table(output, checked, SPOTCHECK, made_by)
+    write_table(output_draws, by_draws(sampled, checked), SPOTCHECK_DRAWS, made_by)
     found = quality(checked)
-    write_record(output_quality, {"sequences": len(text), "draws": draws} | found, made_by)
+    write_record(
+        output_quality,
+        {"method": method, "sequences": len(text), "draws": len(made)} | found,
+        made_by,
+    )
     print(
         f"{n} entries in {output}: Spearman {found['spearman_ggn']:.3f} with G, "
         f"{found['spearman_hessian']:.3f} with H; R gap {found['r_gap']:.3f}"

@@ -13,6 +13,7 @@ from paramscope.config.sections import (
     Base,
     Corpus,
     Curvature,
+    CurvatureBlocks,
     Eigenspace,
     Embedding,
     Partition,
@@ -58,6 +59,7 @@ class Config(Section):
     base: Base = Base()
     target: Target = Target()
     curvature: Curvature = Curvature()
+    curvature_blocks: CurvatureBlocks = CurvatureBlocks()
     spotcheck: Spotcheck = Spotcheck()
     eigenspace: Eigenspace = Eigenspace()
     activation_sparsity: ActivationSparsity = ActivationSparsity()
@@ -103,6 +105,22 @@ def _calibration_has_the_sequences(config: Config) -> None:
             )
 
 
+def _curvature_can_be_taken(config: Config) -> None:
+    method, section = config.curvature.method, config.curvature
+    if method == "finite_difference" and config.dtype != "float64":
+        raise inconsistent(
+            "dtype", config.dtype, f"and curvature.method is {method}", "give float64"
+        )
+    if method != "ggn" and section.graph != "whole":
+        raise inconsistent(
+            "curvature.graph", section.graph, f"and curvature.method is {method}", "give whole"
+        )
+    if method == "xdiag" and section.probes % 2:
+        raise inconsistent(
+            "curvature.probes", section.probes, "and xdiag takes pairs", "give an even number"
+        )
+
+
 def _units_have_neighbors(config: Config) -> None:
     model = config.models[config.model]
     if isinstance(model, Planted) and 2 * config.embedding.n_neighbors >= model.units:
@@ -144,6 +162,7 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _model_is_known,
     _sequences_fit_the_model,
     _calibration_has_the_sequences,
+    _curvature_can_be_taken,
     _units_have_neighbors,
     _default_rule_is_made,
     _responses_have_partitions,

@@ -4,7 +4,7 @@ Attention runs in SDPA's math kernel here: the fused ones have no second derivat
 transformers' "eager" takes its softmax in float32 even in a float64 model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from paramscope.models.sequences import Sequences
 Entry = tuple[str, int]  # parameter name, flat index
 
 
+def loss_gradients(
+    model: PreTrainedModel, batch: Sequences, parameters: Mapping[str, Tensor], share: float = 1.0
+) -> dict[str, Tensor]:
+    """The gradient of `share` times the batch's mean loss, by name, with the graph it came by.
+
+    Zeros without a graph where the batch does not use a parameter.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = mean_loss(model, batch) * share
+    gradients = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=True, materialize_grads=True
+    )
+    return dict(zip(parameters, gradients, strict=True))
+
+
 def hessian_entries(
     model: PreTrainedModel, sequences: Sequences, entries: Sequence[Entry]
 ) -> Iterator[float]:
@@ -25,14 +40,11 @@ def hessian_entries(
 
     The gradient's graph is kept, and each entry differentiates one element of it.
     """
-    parameters = dict(model.named_parameters())
-    with sdpa_kernel(SDPBackend.MATH):
-        loss = mean_loss(model, sequences)
-    names = sorted({name for name, _ in entries})
-    gradients = torch.autograd.grad(loss, [parameters[n] for n in names], create_graph=True)
-    by_name = dict(zip(names, gradients, strict=True))
+    all_parameters = dict(model.named_parameters())
+    parameters = {name: all_parameters[name] for name in sorted({name for name, _ in entries})}
+    gradients = loss_gradients(model, sequences, parameters)
     for name, index in entries:
-        element = by_name[name].flatten()[index]
+        element = gradients[name].flatten()[index]
         if not element.requires_grad:  # the loss is linear in it
             yield 0.0
             continue
@@ -87,13 +99,12 @@ class HessianProduct:
         total = torch.zeros_like(vector)
         for batch in self.sequences.batches(self.batch_size):
             share = batch.n_predicted / self.sequences.n_predicted
-            with sdpa_kernel(SDPBackend.MATH):
-                loss = mean_loss(self.model, batch) * share
-            gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
+            named = dict(zip(self.names, self.parameters, strict=True))
+            gradients = loss_gradients(self.model, batch, named, share).values()
             along = torch.stack(
                 [(g * v).sum() for g, v in zip(gradients, shaped, strict=True)]
             ).sum()
-            products = torch.autograd.grad(along, self.parameters)
+            products = torch.autograd.grad(along, self.parameters, materialize_grads=True)
             total += torch.cat([x.flatten() for x in products]).to(vector)
         return total
 

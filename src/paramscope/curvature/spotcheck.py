@@ -21,6 +21,16 @@ SPOTCHECK = pa.schema(
         pa.field("exact_hessian", pa.float64(), nullable=False),
     ]
 )
+SPOTCHECK_DRAWS = pa.schema(
+    [
+        pa.field("draws", pa.int32(), nullable=False),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("spearman_ggn", pa.float64(), nullable=False),
+        pa.field("spearman_hessian", pa.float64(), nullable=False),
+        pa.field("relative_error_ggn", pa.float64(), nullable=False),
+        pa.field("median_relative_error_ggn", pa.float64(), nullable=False),
+    ]
+)
 
 
 def stratified(estimate: Mapping[str, Tensor], count: int, seed: int) -> list[Entry]:
@@ -67,6 +77,39 @@ def quality(checked: pd.DataFrame) -> dict[str, float | int]:
         "z_deviation": float(z.std()) if drawn.any() else float("nan"),
         "r_gap": float(np.linalg.norm(hessian - ggn) / np.linalg.norm(hessian)),
     }
+
+
+def by_draws(sampled: np.ndarray, checked: pd.DataFrame) -> pd.DataFrame:
+    """How good an estimate of 1, 2, 4, … draws is: a row a disjoint group of so many.
+
+    Args:
+        sampled: each draw at the entries of `checked`, [draws, entries].
+        checked: a table of the schema `SPOTCHECK`.
+
+    Returns:
+        Of the schema `SPOTCHECK_DRAWS`: Spearman's ρ with each exact diagonal, ‖estimate − G‖ /
+        ‖G‖ over the entries, and the median relative error.
+    """
+    ggn, hessian = checked["exact_ggn"].to_numpy(), checked["exact_hessian"].to_numpy()
+    rows = []
+    count = 1
+    while count <= len(sampled):
+        for group in range(len(sampled) // count):
+            estimate = sampled[group * count : (group + 1) * count].mean(0)
+            rows.append(
+                {
+                    "draws": count,
+                    "group": group,
+                    "spearman_ggn": float(spearmanr(estimate, ggn).statistic),
+                    "spearman_hessian": float(spearmanr(estimate, hessian).statistic),
+                    "relative_error_ggn": float(
+                        np.linalg.norm(estimate - ggn) / np.linalg.norm(ggn)
+                    ),
+                    "median_relative_error_ggn": _median_relative_error(estimate, ggn),
+                }
+            )
+        count *= 2
+    return pd.DataFrame(rows)
 
 
 def _median_relative_error(estimate: np.ndarray, exact: np.ndarray) -> float:

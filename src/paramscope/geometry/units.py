@@ -1,6 +1,5 @@
 """The table of units: what curvature, activations, eigenspace and weights say of each row."""
 
-import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 from paramscope.errors import ArtifactError
 from paramscope.geometry.features import percentile
 from paramscope.geometry.sparsity import unit_layers, unit_names
+from paramscope.models.blocks import block_number
 from paramscope.persample.layers import is_conv1d
 
 
@@ -57,7 +57,7 @@ def units_table(
                 {
                     "unit": unit_names(tensor, len(weights)),
                     "tensor": tensor,
-                    "layer": _layer(name),
+                    "layer": block_number(name),
                     "kind": name.rpartition(".")[2],
                     "row": range(len(weights)),
                     "n_parameters": n,
@@ -99,9 +99,3 @@ def _alignment(
     )
     length = weights.square().sum(1).sqrt()
     return torch.where(length > 0, projections.square().sum(0).sqrt() / length, 0)
-
-
-def _layer(name: str) -> int:
-    """The block that a module stands in, −1 for none."""
-    number = re.search(r"\.(\d+)\.", name)
-    return int(number[1]) if number else -1
