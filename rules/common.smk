@@ -125,7 +125,7 @@ def earlier_draw_shards(wildcards):
 
 def stop_options(wildcards, input):
     """When a shard has nothing left to do."""
-    if not config["curvature"]["tolerance"]:
+    if not input.previous:
         return ""
     earlier = repeated("previous", input.previous)
     return f"--tolerance {config['curvature']['tolerance']} {earlier}"

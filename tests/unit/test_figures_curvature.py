@@ -236,7 +236,7 @@ def make_benchmark(repeats=3, entries=300):
     return runs, pd.DataFrame(summary)
 
 
-FIGURES = ("quality", "quality, deep", "layers", "layers, gpt2", "layers, deep", "benchmark")
+FIGURES = ("quality", "quality, deep", "layers", "layers, deep", "benchmark")
 COMMANDS = ("curvature_quality", "curvature_by_layer", "benchmark_curvature_figure")
 DRAW_ALL = """
 import sys
@@ -257,7 +257,6 @@ def figures():
         "quality": curvature_quality(*make_spotcheck(), "tiny"),
         "quality, deep": curvature_quality(*make_spotcheck("llama", 24, 1), "tiny"),
         "layers": curvature_by_layer(make_summary(layers=4), "tiny"),
-        "layers, gpt2": curvature_by_layer(make_summary("gpt2", 12), "tiny"),
         "layers, deep": curvature_by_layer(make_summary("llama", 40), "tiny"),
         "benchmark": benchmark_curvature(*make_benchmark(), model="tiny"),
     }

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from paramscope.curvature.ggn import ggn_draws
-from paramscope.curvature.passes import local_layers
 from paramscope.curvature.lanczos import lanczos
 from paramscope.curvature.moments import merge, moments
+from paramscope.curvature.passes import local_layers
 from paramscope.curvature.products import HessianProduct, ggn_entries, hessian_entries
 from paramscope.models.load import logits
 from paramscope.models.losses import mean_loss

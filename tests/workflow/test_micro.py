@@ -18,6 +18,8 @@ from tests.workflow.conftest import CHECKOUT, MICRO, Workplace
 pytestmark = pytest.mark.workflow
 
 FIGURES = (
+    "curvature_quality",
+    "curvature_by_layer",
     "umap_visualization",
     "parameter_clustering",
     "prm_phase_diagram",
@@ -28,6 +30,11 @@ RULES = ("curvature", "origin_quantile", "random")
 PRM = {"prm": 6, "prm_responses": 3, "prm_statistics": 3}
 PRM_FIGURES = {"prm_phase_diagram": 1, "noise_response_curves": 1, "statistical_summary": 1}
 UNIT_FIGURES = {"umap_visualization": 1, "parameter_clustering": 1}
+SPOTCHECK = {"spotcheck": 1, "curvature_quality": 1}
+CURVATURE = (
+    {"curvature": 1, "units": 1, "embedding": 1, "partition": 4, "results": 1}
+    | SPOTCHECK | PRM | PRM_FIGURES | UNIT_FIGURES | {"curvature_by_layer": 1}
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -108,7 +115,7 @@ def test_a_second_run_has_nothing_to_do(micro):
         ),
         (
             "curvature/spotcheck.py",
-            {"spotcheck": 1, "results": 1},
+            {"spotcheck": 1, "curvature_quality": 1, "results": 1},
         ),
     ],
 )  # fmt: skip
@@ -128,9 +135,15 @@ def test_an_edit_reruns_what_runs_that_code(micro, edited, expected):
         ("prm={bootstrap: 51}", PRM | PRM_FIGURES | {"results": 1}),
         ("embedding={min_dist: 0.2}", {"embedding": 1, "umap_visualization": 1, "results": 1}),
         ("prm={seeds: 6}", PRM | PRM_FIGURES | {"prm": 3, "results": 1}),
-        ("curvature={draws: 6}", {"curvature_draws": 1, "curvature": 1, "spotcheck": 1, "units": 1,
-                                  "embedding": 1, "partition": 4, "results": 1}
-         | PRM | PRM_FIGURES | UNIT_FIGURES),
+        ("curvature={draws: 6}", CURVATURE | {"curvature_draws": 1}),
+        ("curvature={graph: layerwise}", CURVATURE | {"curvature_draws": 2}),
+        # The first shard stands; the second has to look at it now.
+        (
+            "curvature={tolerance: 0.5}",
+            {rule: n for rule, n in CURVATURE.items() if rule not in SPOTCHECK}
+            | {"curvature_draws": 1},
+        ),
+        ("curvature={method: exact}", CURVATURE | {"curvature_draws": 1}),  # a single shard
         ("activation_sparsity={batch: 32}", {}),
     ],
 )  # fmt: skip

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from paramscope.errors import RequestError
 
-
 OUTSIDE = -1  # the block number of what is in none
 
 
