@@ -7,6 +7,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from paramscope.errors import ArtifactError
+
 NOTHING = 1e-10  # of the largest tensor's mean: below is rounding, as in a key's bias
 
 
@@ -53,7 +55,18 @@ class Moments:
 
 
 def moments(draws: Sequence[Mapping[str, Tensor]], random: bool = True) -> Moments:
-    """Moments of whole draws, in their order."""
+    """Moments of whole draws, in their order.
+
+    Raises:
+        ArtifactError: a draw holds NaN or infinity.
+    """
+    for draw in draws:
+        for name, value in draw.items():
+            if not value.isfinite().all():
+                raise ArtifactError(
+                    f"the curvature of {name} is not finite: the model overflows on this text; "
+                    "try --dtype float32 or float64"
+                )
     return merge([Moments(1, draw, {}, random) for draw in draws])
 
 
