@@ -30,6 +30,7 @@ include: "rules/model.smk"
 include: "rules/geometry.smk"
 include: "rules/response.smk"
 include: "rules/figures.smk"
+include: "rules/benchmarks.smk"
 
 
 onsuccess:

@@ -87,6 +87,11 @@ def target_folder(wildcards):
     return f"results/{wildcards.model}/target"
 
 
+def run_target_folder(wildcards):
+    """The model under study in this run."""
+    return f"{RESULTS}/target"
+
+
 def base_folder(wildcards):
     """The model that has not seen the members."""
     return f"results/{wildcards.model}/base"
@@ -129,6 +134,14 @@ def stop_options(wildcards, input):
         return ""
     earlier = repeated("previous", input.previous)
     return f"--tolerance {config['curvature']['tolerance']} {earlier}"
+
+
+def contender_scripts(name):
+    """A benchmark's scripts, the one to run first."""
+    folder = Path(workflow.basedir) / "tests/benchmarks"
+    scripts = sorted(path.relative_to(workflow.basedir) for path in folder.glob("*.py"))
+    first = Path(f"tests/benchmarks/{name}.py")
+    return [str(path) for path in sorted(scripts, key=lambda path: path != first)]
 
 
 def response_shards(wildcards):

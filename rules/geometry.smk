@@ -106,7 +106,7 @@ rule curvature_blocks:
         f"{RESULTS}/curvature/blocks.pt",
     params:
         code=code_digest("cli.curvature_blocks"),
-        target=f"{RESULTS}/target",
+        target=run_target_folder,
         units=repeated("unit", config["curvature_blocks"]["units"]),
         draws=config["curvature"]["draws"],
         graph=config["curvature"]["graph"],

@@ -23,7 +23,9 @@ def write_text(path, texts):
     import pandas as pd
 
     rows = pd.DataFrame({"doc_id": [f"d{i}" for i in range(len(texts))], "text": list(texts)})
-    write_table(path, rows.astype({"doc_id": str, "text": str}), DOCUMENTS, provenance("cli.corpus", {}))
+    write_table(
+        path, rows.astype({"doc_id": str, "text": str}), DOCUMENTS, provenance("cli.corpus", {})
+    )
     return path
 
 

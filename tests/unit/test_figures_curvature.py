@@ -237,7 +237,7 @@ def make_benchmark(repeats=3, entries=300):
 
 
 FIGURES = ("quality", "quality, deep", "layers", "layers, deep", "benchmark")
-COMMANDS = ("curvature_quality", "curvature_by_layer", "benchmark_curvature_figure")
+COMMANDS = ("curvature_quality", "curvature_by_layer", "benchmark_curvature")
 DRAW_ALL = """
 import sys
 from importlib import import_module
@@ -298,7 +298,7 @@ def drawn(tmp_path_factory):
             "--quality": "spotcheck.json",
         },
         "curvature_by_layer": {"--summary": "summary.parquet"},
-        "benchmark_curvature_figure": {"--runs": "runs.parquet", "--summary": "contenders.parquet"},
+        "benchmark_curvature": {"--runs": "runs.parquet", "--summary": "contenders.parquet"},
     }
     lines = {
         name: [f"{name}.png", *(word for pair in given.items() for word in pair), "--model", "tiny"]

@@ -34,7 +34,7 @@ STAGES = (
     "prm_phase_diagram",
     "noise_response_curves",
     "statistical_summary",
-    "benchmark_curvature_figure",
+    "benchmark_curvature",
 )
 
 app = typer.Typer(

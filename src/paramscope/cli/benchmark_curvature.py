@@ -8,7 +8,7 @@ from typer import Option
 from paramscope.cli.options import Output
 
 
-def benchmark_curvature_figure(
+def benchmark_curvature(
     output: Output,
     runs: Annotated[Path, Option(help="Table of the benchmark's runs.")],
     summary: Annotated[Path, Option(help="Table of the benchmark's contenders.")],
@@ -23,6 +23,6 @@ def benchmark_curvature_figure(
     from paramscope.figures.saving import any_synthetic, save
 
     synthetic = any_synthetic([runs, summary])
-    made_by = provenance("cli.benchmark_curvature_figure", arguments, synthetic=synthetic)
+    made_by = provenance("cli.benchmark_curvature", arguments, synthetic=synthetic)
     save(draw(read_table(runs, RUNS), read_table(summary, SUMMARY), model), output, made_by)
     print(f"{output} and {output.with_suffix('.pdf')}")

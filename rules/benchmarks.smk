@@ -1,0 +1,66 @@
+"""Side by side with the peers: estimators of curvature, on the run's own model and text.
+
+In: results/{model}/target/ and corpus/. Out: results/benchmarks/. Asked for by name.
+"""
+
+
+rule curvature_contenders:
+    input:
+        scripts=contender_scripts("curvature"),
+        target=multiext(f"{RESULTS}/target/", *WEIGHTS),
+        calibration=f"{RESULTS}/corpus/calibration.parquet",
+    output:
+        runs="results/benchmarks/curvature.parquet",
+        summary="results/benchmarks/curvature-summary.parquet",
+        table="results/benchmarks/curvature.md",
+    params:
+        code=code_digest("curvature.methods", "tracker"),
+        target=run_target_folder,
+        length=config["length"],
+        seed=config["seed"],
+    log:
+        "logs/curvature_contenders.log",
+    benchmark:
+        "benchmarks/curvature_contenders.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    message:
+        "estimators of curvature side by side, each in processes of its own"
+    shell:
+        "python {input.scripts[0]} {params.target} {input.calibration} {output.runs}"
+        " --output-summary {output.summary} --output-table {output.table}"
+        " --length {params.length} --seed {params.seed} > {log} 2>&1"
+
+
+rule benchmark_curvature:
+    input:
+        runs="results/benchmarks/curvature.parquet",
+        summary="results/benchmarks/curvature-summary.parquet",
+    output:
+        png=report(
+            "results/benchmarks/benchmark_curvature.png",
+            caption="../workflow/report/benchmark_curvature.rst",
+            category="Curvature",
+            labels={"figure": "benchmark of curvature", "model": MODEL},
+        ),
+        pdf="results/benchmarks/benchmark_curvature.pdf",
+    params:
+        code=code_digest("cli.benchmark_curvature"),
+        model=MODEL,
+    log:
+        "logs/benchmark_curvature.log",
+    benchmark:
+        "benchmarks/benchmark_curvature.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: what estimators of curvature cost and give"
+    shell:
+        "paramscope benchmark-curvature {output.png} --runs {input.runs}"
+        " --summary {input.summary} --model {params.model} > {log} 2>&1"
