@@ -56,6 +56,16 @@ def test_zeros_are_raised_to_the_floor_and_constants_left_out_and_both_noted():
     np.testing.assert_allclose(found.values[:, 0], (logs - logs.mean()) / logs.std(ddof=0))
 
 
+def test_negative_curvature_of_a_noisy_estimate_is_raised_to_the_floor():
+    units = plant(300)
+    units.loc[:9, "curvature_mean"] *= -1
+    found = standardise(units)
+    assert found.notes[0].startswith("curvature_mean: 10 of 300 values were raised to ")
+    lowest = found.values[:, found.features.index("curvature_mean")]
+    assert (lowest[:10] == lowest.min()).all()
+    assert np.ptp(lowest[:10]) == 0
+
+
 def test_features_that_cannot_be_standardised_are_named():
     units = plant(300)
     with pytest.raises(RequestError, match="lack the feature gate"):
@@ -65,8 +75,6 @@ def test_features_that_cannot_be_standardised_are_named():
         broken.loc[3, "weight_rms"] = wrong
         with pytest.raises(RequestError, match=rf"weight_rms: 1 of 300 .*{units['unit'][3]}"):
             standardise(broken)
-    with pytest.raises(RequestError, match="saliency has negative"):
-        standardise(units.assign(saliency=-units["saliency"]))
     with pytest.raises(RequestError, match="nothing to embed"):
         standardise(units.assign(sparsity=0.0, saliency=0.0), ["sparsity", "saliency"])
 

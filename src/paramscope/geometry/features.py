@@ -66,11 +66,11 @@ def standardise(units: pd.DataFrame, features: Sequence[str] = FEATURES) -> Stan
     """Make the features comparable: log10 of the heavy-tailed ones, then mean 0, deviation 1.
 
     Before the logarithm, values below `FLOOR` times the feature's median positive value are
-    raised to it. A feature that is constant carries nothing and is left out. Both are noted.
+    raised to it, negative ones too: a noisy estimate of the Hessian has some. A feature that is constant carries nothing and is left out. Both are noted.
 
     Raises:
-        RequestError: a feature is missing, has a value that is not finite or, where its
-            logarithm is taken, a negative one; or none of them varies.
+        RequestError: a feature is missing or has a value that is not finite; or none of them
+            varies.
     """
     columns, kept, notes = [], [], []
     for name in features:
@@ -101,10 +101,8 @@ def _checked(units: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _logarithm(values: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
-    if values.min() < 0:
-        raise RequestError(f"feature {name} has negative values, so its logarithm can't be taken")
-    if not values.any():
-        return values, []
+    if not (values > 0).any():
+        return np.zeros_like(values), []
     floor = FLOOR * float(np.median(values[values > 0]))
     raised = int((values < floor).sum())
     note = f"{name}: {raised} of {len(values)} values were raised to {floor:.3g}"

@@ -68,7 +68,8 @@ def curvature_record(summary: pd.DataFrame, spotcheck: Record) -> dict[str, Any]
         "min": float(summary["min"].min()),
         "max": float(summary["max"].max()),
         "mean": float((summary["mean"] * n).sum() / n.sum()),
-        "mean_standard_error": float((summary["se_mean"] * n).sum() / n.sum()),
+        "mean_standard_error": float((summary["se_mean"].astype(float) * n).sum(skipna=False))
+        / float(n.sum()),
         "fraction_negative": float((summary["fraction_negative"] * n).sum() / n.sum()),
         "spotcheck": _content(spotcheck),
     }
