@@ -26,8 +26,8 @@ from paramscope.persample.precision import accumulator, wide
 from paramscope.persample.tied_head import softmax_ggn
 
 LABELS = 8  # signed labels a token and draw
-CHUNK_BYTES = 8 * 2**20  # of logits held at a time
-FEWEST_TOKENS = 256  # but never so few that the product with the head is slow
+CHUNK_BYTES = 2**20  # of logits held at a time
+FEWEST_TOKENS = 128  # but never so few that the product with the head is slow
 
 
 @dataclass(frozen=True)
