@@ -66,7 +66,8 @@ def standardise(units: pd.DataFrame, features: Sequence[str] = FEATURES) -> Stan
     """Make the features comparable: log10 of the heavy-tailed ones, then mean 0, deviation 1.
 
     Before the logarithm, values below `FLOOR` times the feature's median positive value are
-    raised to it, negative ones too: a noisy estimate of the Hessian has some. A feature that is constant carries nothing and is left out. Both are noted.
+    raised to it, negative ones too: a noisy estimate of the Hessian has some. A feature that is
+    constant carries nothing and is left out. Both are noted.
 
     Raises:
         RequestError: a feature is missing or has a value that is not finite; or none of them
