@@ -144,12 +144,53 @@ def contender_scripts(name):
     return [str(path) for path in sorted(scripts, key=lambda path: path != first)]
 
 
+def null_is_measured(name):
+    """Whether a rule is the control, measured at the scale of +5% perplexity alone."""
+    return name == "random" and config["prm"]["scales"] == "auto"
+
+
 def response_shards(wildcards):
     """A rule's shards of the sweep, in the order of noise seeds."""
+    seeds = config["prm"]["seeds"]
+    if null_is_measured(wildcards.rule):
+        seeds = config["partition"]["random_draws"] * config["prm"]["null_seeds"]
     return [
         f"results/{wildcards.model}/prm/shards/{wildcards.rule}/{first}-{size}.parquet"
-        for first, size in shards(config["prm"]["seeds"], config["prm"]["seeds_per_shard"])
+        for first, size in shards(seeds, shard_seeds(wildcards.rule))
     ]
+
+
+def shard_seeds(name):
+    """Noise seeds a job: as many evaluations a job for the control, which takes few a seed."""
+    few = config["prm"]["seeds_per_shard"]
+    return few * config["prm"]["points"] if null_is_measured(name) else few
+
+
+def noise_scales(wildcards):
+    """Each class's own scales, where they are sought."""
+    if config["prm"]["scales"] == "fixed":
+        return []
+    return f"results/{wildcards.model}/prm/{wildcards.rule}.range.json"
+
+
+def scale_options(wildcards, input):
+    """The scales of noise as options of the sweep."""
+    if config["prm"]["scales"] == "fixed":
+        return repeated("sigma", config["prm"]["sigmas"])
+    control = " --iso --only W_func --only W_sens" if null_is_measured(wildcards.rule) else ""
+    return f"--ranges {input.ranges}{control}"
+
+
+def null_statistics(wildcards):
+    """The control's statistics, which the other rules are set against."""
+    if wildcards.rule == "random" or "random" not in config["prm"]["rules"]:
+        return []
+    return f"results/{wildcards.model}/prm/random.statistics.json"
+
+
+def null_options(wildcards, input):
+    """The control's statistics as an option."""
+    return f"--null {input.null}" if input.null else ""
 
 
 def shard_options(wildcards, input):

@@ -4,10 +4,44 @@ In: results/{model}/target/, corpus/, geometry/. Out: results/{model}/prm/, resu
 """
 
 
+rule noise_range:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        partition="results/{model}/geometry/partition/{rule}.parquet",
+        evaluation="results/{model}/corpus/evaluation.parquet",
+    output:
+        "results/{model}/prm/{rule}.range.json",
+    params:
+        code=code_digest("cli.noise_range"),
+        target=target_folder,
+        sizes=options({k: config["prm"][k] for k in ("points", "noise", "batch")}),
+        length=config["length"],
+        seed=config["seed"],
+        compute=compute_options(1),
+    log:
+        "logs/{model}/noise_range/{rule}.log",
+    benchmark:
+        "benchmarks/{model}/noise_range/{rule}.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "scales of noise for the classes of {wildcards.rule}"
+    shell:
+        "paramscope noise-range {params.target} {input.partition} {input.evaluation} {output}"
+        " {params.sizes} --length {params.length} --seed {params.seed} {params.compute}"
+        " > {log} 2>&1"
+
+
 rule prm:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
         partition="results/{model}/geometry/partition/{rule}.parquet",
+        ranges=noise_scales,
+        diagonal="results/{model}/curvature/diagonal.pt",
         member="results/{model}/corpus/member.parquet",
         nonmember="results/{model}/corpus/nonmember.parquet",
         evaluation="results/{model}/corpus/evaluation.parquet",
@@ -16,7 +50,8 @@ rule prm:
     params:
         code=code_digest("cli.prm"),
         target=target_folder,
-        sigmas=repeated("sigma", config["prm"]["sigmas"]),
+        scales=scale_options,
+        noise=config["prm"]["noise"],
         measure=options({k: config["prm"][k] for k in ("min_k", "bootstrap", "batch")}),
         length=config["length"],
         seed=config["seed"],
@@ -35,7 +70,8 @@ rule prm:
         "noise in the classes of {wildcards.rule}: {wildcards.size} seeds from number {wildcards.first}"
     shell:
         "paramscope prm {params.target} {input.partition} {input.member} {input.nonmember}"
-        " {input.evaluation} {output} {params.sigmas} --first {wildcards.first}"
+        " {input.evaluation} {output} {params.scales} --noise {params.noise}"
+        " --diagonal {input.diagonal} --first {wildcards.first}"
         " --seeds {wildcards.size} {params.measure} --length {params.length}"
         " --seed {params.seed} {params.compute} > {log} 2>&1"
 
@@ -66,10 +102,12 @@ rule prm_responses:
 rule prm_statistics:
     input:
         responses="results/{model}/prm/{rule}.parquet",
+        null=null_statistics,
     output:
         "results/{model}/prm/{rule}.statistics.json",
     params:
         code=code_digest("cli.prm_statistics"),
+        null=null_options,
         seed=config["seed"],
     log:
         "logs/{model}/prm_statistics/{rule}.log",
@@ -84,7 +122,7 @@ rule prm_statistics:
         "testing the responses by rule {wildcards.rule}"
     shell:
         "paramscope prm-statistics {input.responses} {output} --rule {wildcards.rule}"
-        " --seed {params.seed} > {log} 2>&1"
+        " {params.null} --seed {params.seed} > {log} 2>&1"
 
 
 rule results:

@@ -130,7 +130,7 @@ WRONG = [
         "partition.random_draws",
         4,
         "partition.random_draws is 4",
-        "at least 5 and at most 32767, such as 10",
+        "at least 5 and at most 32767, such as 20",
     ),
     ("model", "tiny-opr", "model is 'tiny-opr'", "planted, tiny-opt (did you mean tiny-opt?)"),
     ("model", None, "model is empty", "give text, such as tiny-opt"),

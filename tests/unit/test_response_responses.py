@@ -89,7 +89,7 @@ def test_the_mean_of_both_signs_cancels_odd_orders():
         found.values["W_func"], trajectories(even).values["W_func"], atol=1e-15
     )
     np.testing.assert_allclose(
-        found.of("W_func", "delta_loss_gap")[1], 1.2 * found.sigmas**2, rtol=1e-12
+        found.of("W_func", "delta_loss_gap")[1], 1.2 * found.sigmas["W_func"] ** 2, rtol=1e-12
     )
     assert found.values["W_func"].shape == (2, 4, len(RESPONSE_NAMES))
 
@@ -106,7 +106,7 @@ def test_a_sign_that_broke_down_is_not_replaced_by_the_other(broken):
 
 def test_sigma_zero_is_no_point_of_a_trajectory():
     with_zero = sweep({"W_func": [0.2]}, {"W_func": [0.1]}, sigmas=(0, 1))
-    assert trajectories(with_zero).sigmas.tolist() == [1.0]
+    assert trajectories(with_zero).sigmas["W_func"].tolist() == [1.0]
     with pytest.raises(ArtifactError, match="no σ above 0"):
         trajectories(with_zero[with_zero["sigma"] == 0])
 

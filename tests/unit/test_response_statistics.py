@@ -113,7 +113,7 @@ def test_without_an_effect_the_test_errs_as_often_as_it_says():
 
 def comparisons_of(frame):
     measured = trajectories(frame)
-    by_class = {label: slopes(measured.sigmas, v) for label, v in measured.values.items()}
+    by_class = {label: slopes(measured.sigmas[label], v) for label, v in measured.values.items()}
     return compare(by_class, RESPONSE_NAMES, "test")[0]
 
 
@@ -189,7 +189,7 @@ def test_the_record_tells_what_was_put_in():
     )
     found = statistics(merge([frame]), "curvature", seed=0)
     assert found.n_seeds == 8
-    assert found.sigmas == list(SIGMAS)
+    assert found.sigmas == {label: list(SIGMAS) for label in CLASSES}
     assert found.classes["W_sens"].slopes["delta_loss_gap"].mean == pytest.approx(-0.12)
     assert found.classes["W_func"].slopes["delta_log_ppl"].mean == pytest.approx(0.2)
     assert found.classes["W_func"].n_parameters == 330
@@ -252,12 +252,15 @@ def test_what_weakens_a_sweep_is_said():
 RECORD = {
     "rule": None,
     "n_seeds": None,
-    "sigmas": None,
+    "noise": None,
+    "sigmas": set(CLASSES),
     "iso_log_ppl": None,
     "baseline": {"ppl", "auc", "auc_min_k", "loss_gap"},
     "classes": set(CLASSES),
     "comparisons": None,
     "separation": {"gap", "auc"},
+    "null": None,
+    "prediction": set(CLASSES),
     "manova": {"pillai", "f", "df_num", "df_den", "p"},
     "notes": None,
     "provenance": None,
@@ -291,9 +294,13 @@ def test_the_commands_merge_shards_and_write_the_record(tmp_path):
     assert set(one["slopes"]) == set(RESPONSE_NAMES)
     assert set(one["slopes"]["delta_auc"]) == {"mean", "low", "high"}
     assert set(one["efficiency"]["gap"]) == {"mean", "low", "high", "n"}
-    assert set(found["separation"]["auc"]) == {"value", "low", "high", "n"}
+    places = {"null_low", "null_high", "p_null"}
+    assert set(found["separation"]["auc"]) == {"value", "low", "high", "n"} | places
+    assert found["null"] is None
     assert set(found["comparisons"][0]) == set(Comparison.__annotations__)
     assert found["provenance"]["seed"] == 3
     expected = statistics(merge([frame]), "curvature", seed=3).record()
     del found["provenance"]
+    for score in expected["separation"].values():
+        score |= dict.fromkeys(places)  # no null was given: NaN, which a record has as null
     assert found == json.loads(json.dumps(expected))

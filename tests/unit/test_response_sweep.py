@@ -83,6 +83,11 @@ def test_unknown_units_are_refused():
         UnitSet(model, {"nothing.weight": [0]})
 
 
+def everywhere(sigmas):
+    """The same scales for every class."""
+    return dict.fromkeys(("W_func", "W_sens", "W_both"), sigmas)
+
+
 def partition():
     rows = [(f"{FC1}:{i}", "W_func" if i < 8 else "W_sens", 0) for i in range(16)]
     rows += [(f"{OUT}:{i}", "W_both", 0) for i in range(8)]
@@ -91,7 +96,7 @@ def partition():
 
 def test_no_noise_changes_no_bit_and_no_score(judge):
     model = make_tiny()
-    frame = sweep(model, judge, partition(), sigmas=[0.0], seeds=range(2), seed=0)
+    frame = sweep(model, judge, partition(), sigmas=everywhere([0.0]), seeds=range(2), seed=0)
     for column in frame.columns[frame.columns.str.startswith("delta")]:
         assert (frame[column] == 0).all(), column
     assert (frame["noise_energy"] == 0).all()
@@ -99,7 +104,7 @@ def test_no_noise_changes_no_bit_and_no_score(judge):
 
 def test_a_response_is_that_of_a_model_perturbed_by_hand(judge):
     model = make_tiny()
-    frame = sweep(model, judge, partition(), sigmas=[0.3], seeds=range(1, 3), seed=9)
+    frame = sweep(model, judge, partition(), sigmas=everywhere([0.3]), seeds=range(1, 3), seed=9)
     assert len(frame) == 3 * 2 * 2
     baseline = judge(model)
     other = make_tiny()
@@ -117,9 +122,9 @@ def test_a_response_is_that_of_a_model_perturbed_by_hand(judge):
 
 def test_sharding_changes_nothing(judge):
     model = make_tiny()
-    whole = sweep(model, judge, partition(), sigmas=[0.3, 0.6], seeds=range(3), seed=0)
+    whole = sweep(model, judge, partition(), sigmas=everywhere([0.3, 0.6]), seeds=range(3), seed=0)
     parts = [
-        sweep(model, judge, partition(), sigmas=[0.3, 0.6], seeds=seeds, seed=0)
+        sweep(model, judge, partition(), sigmas=everywhere([0.3, 0.6]), seeds=seeds, seed=0)
         for seeds in (range(1), range(1, 3))
     ]
     pd.testing.assert_frame_equal(whole, pd.concat(parts, ignore_index=True))
@@ -128,7 +133,7 @@ def test_sharding_changes_nothing(judge):
 def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
     drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
     drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
-    frame = sweep(make_tiny(), judge, drawn, sigmas=[0.5], seeds=range(3), seed=0)
+    frame = sweep(make_tiny(), judge, drawn, sigmas=everywhere([0.5]), seeds=range(3), seed=0)
     assert frame.groupby("seed")["draw"].unique().str[0].tolist() == [0, 1, 0]
     counts = frame[frame["class"] == "W_both"].groupby("draw")["n_units"].first().tolist()
     assert counts == [8, 8]
@@ -160,7 +165,7 @@ def test_small_noise_costs_what_the_hessian_says(sequences):
 
 def mean_responses(model, judge, partition, seed):
     """Δlog PPL of W_func and of W_sens, the mean of ± of each of 8 noise seeds."""
-    frame = sweep(model, judge, partition, sigmas=[0.3], seeds=range(8), seed=seed)
+    frame = sweep(model, judge, partition, sigmas=everywhere([0.3]), seeds=range(8), seed=seed)
     means = frame.groupby(["class", "seed"])["delta_log_ppl"].mean()
     return means["W_func"].to_numpy(), means["W_sens"].to_numpy()
 
@@ -195,3 +200,69 @@ def test_a_class_that_hardly_counts_is_found(judge):
     # At random weights the loss can curve either way, so it is the responses' sizes that differ.
     assert sign_flip_p(abs(func) - abs(sens), seed=0) == 2 / 2**8
     assert abs(func).max() < 0.1 * abs(sens).max()
+
+
+def energy_of(frame, label):
+    rows = frame[frame["class"] == label]
+    return float(rows["noise_energy"].mean())
+
+
+def test_kinds_of_noise_differ_in_their_deviation(judge):
+    model = make_tiny()
+    rms = float(model.get_parameter(FC1).detach().square().mean().sqrt())
+    absolute, relative = (NoiseSource(model, 0, 3, kind) for kind in ("absolute", "relative"))
+    torch.testing.assert_close(rms * absolute.unit_noise(FC1), relative.unit_noise(FC1))
+    whole = UnitSet(model, {FC1: range(16)})
+    # Σ z² of 16 · 9 normals: within 4 of its deviations, √(2 · 144).
+    assert whole.expected_energy(absolute) == 144
+    assert abs(whole.energy(absolute) - 144) < 4 * 288**0.5
+    scales = everywhere([0.2])
+    frames = {
+        kind: sweep(model, judge, partition(), sigmas=scales, seeds=range(6), seed=0, kind=kind)
+        for kind in ("relative", "equal_energy")
+    }
+    ratios = {
+        kind: energy_of(frame, "W_both") / energy_of(frame, "W_func")
+        for kind, frame in frames.items()
+    }
+    assert not 0.8 < ratios["relative"] < 1.25
+    # Six seeds' means of Σ z² over 72 and more weights: to some 10 percent.
+    assert ratios["equal_energy"] == pytest.approx(1, rel=0.2)
+    assert set(frames["equal_energy"]["noise"]) == {"equal_energy"}
+
+
+def test_curvature_foretells_the_mean_rise_of_the_loss():
+    """½ σ² Σ h c² with the exact Hessian's diagonal, against the mean over antithetic noise."""
+    from paramscope.curvature.exact import exact_diagonal
+    from paramscope.models.losses import mean_loss
+    from tests.unit.test_ggn import flat
+
+    generator = torch.Generator().manual_seed(1)
+    text = padded(
+        [torch.randint(4, 24, (8,), generator=generator).tolist() for _ in range(4)], list("abcd")
+    )
+    model = make_tiny()
+    (diagonal,) = exact_diagonal(model, text, range(1), batch_size=4)
+    assert flat(diagonal).abs().sum() > 0
+    error = {name: 0.1 * value.abs() for name, value in diagonal.items()}
+    units = UnitSet(model, {OUT: range(8)})
+    source = NoiseSource(model, 0, 0)
+    change, se = units.predicted(source, diagonal, error)
+    names = (OUT, OUT.replace("weight", "bias"))
+    by_hand = sum(0.5 * source.deviation(n) ** 2 * float(diagonal[n].sum()) for n in names)
+    assert change == pytest.approx(by_hand, rel=1e-12)
+    parts = [0.5 * source.deviation(n) ** 2 * error[n] for n in names]
+    assert se == pytest.approx(float(sum(p.square().sum() for p in parts)) ** 0.5, rel=1e-12)
+    base, rises = float(mean_loss(model, text)), []
+    scale = 0.02
+    for number in range(150):
+        noise = NoiseSource(model, 0, number)
+        pair = []
+        for sign in (-1, 1):
+            with torch.no_grad(), units.perturbed(noise, sign * scale):
+                pair.append(float(mean_loss(model, text)) - base)
+        rises.append(sum(pair) / 2)
+    measured = torch.tensor(rises)
+    error_of_mean = float(measured.std() / 150**0.5)
+    assert abs(float(measured.mean()) - scale**2 * change) < 4 * error_of_mean
+    assert error_of_mean < 0.25 * abs(scale**2 * change)  # and that says something

@@ -23,6 +23,7 @@ STAGES = (
     "planted_units",
     "embedding",
     "partition",
+    "noise_range",
     "prm",
     "prm_responses",
     "prm_statistics",

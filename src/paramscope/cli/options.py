@@ -23,6 +23,14 @@ class Graph(StrEnum):
     layerwise = "layerwise"
 
 
+class Noise(StrEnum):
+    """What noise is measured in."""
+
+    relative = "relative"
+    absolute = "absolute"
+    equal_energy = "equal_energy"
+
+
 ModelFolder = Annotated[
     Path, Argument(help="Model folder: config.json, model.safetensors, tokenizer.json.")
 ]
@@ -56,4 +64,12 @@ GraphKind = Annotated[
 Probes = Annotated[int, Option(help="Products with the Hessian a draw of xdiag.")]
 MemoryLimit = Annotated[
     float, Option("--memory-gb", help="Memory to keep to, in 10^9 bytes; 0 sets no limit.")
+]
+NoiseKind = Annotated[
+    Noise,
+    Option(
+        "--noise",
+        help="relative: in units of a tensor's RMS; absolute; equal_energy: relative, with the "
+        "same total in every class.",
+    ),
 ]

@@ -12,6 +12,8 @@ from paramscope.cli.options import (
     DtypeName,
     Length,
     ModelFolder,
+    Noise,
+    NoiseKind,
     Output,
     Seed,
     Threads,
@@ -26,8 +28,19 @@ def prm(
     evaluation: Annotated[Path, Argument(help="Text for perplexity.")],
     output: Output,
     sigma: Annotated[
-        list[float], Option(help="Noise scale in units of a tensor's RMS; repeat it.")
-    ],
+        list[float] | None, Option(help="Noise scale, the same for all classes; repeat it.")
+    ] = None,
+    ranges: Annotated[
+        Path | None, Option(help="Record of each class's own scales, in place of --sigma.")
+    ] = None,
+    iso: Annotated[
+        bool, Option("--iso", help="Of --ranges, the scale at +5% perplexity alone.")
+    ] = False,
+    only: Annotated[list[str] | None, Option(help="Class to disturb; all unless told.")] = None,
+    noise: NoiseKind = Noise.relative,
+    diagonal: Annotated[
+        Path | None, Option(help="Curvature that foretells the change of log perplexity.")
+    ] = None,
     first: Annotated[int, Option(help="Number of the first noise seed.")] = 0,
     seeds: Annotated[int, Option(help="Noise seeds from there on.")] = 5,
     min_k: Annotated[float, Option(help="Percent of tokens in the Min-K% attack.")] = 20,
@@ -45,14 +58,20 @@ def prm(
     """
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
+    from paramscope.artifacts.records import read_record
     from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.artifacts.tensors import read_tensors
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer, windows
+    from paramscope.response.ranges import scales
     from paramscope.response.responses import RESPONSES
-    from paramscope.response.sweep import Judge, sweep
+    from paramscope.response.sweep import Judge, curvature_of, sweep
 
+    classes = read_table(partition, ["unit", "label", "draw"])
+    labels = only or sorted(classes["label"].unique())
+    chosen = scales(labels, sigma, None if ranges is None else read_record(ranges), noise, iso)
     place = choose_device(device, threads)
     encode = load_tokenizer(model)
     members, nonmembers = (
@@ -74,10 +93,12 @@ def prm(
     responses = sweep(
         network,
         judge,
-        read_table(partition, ["unit", "label", "draw"]),
-        sigmas=sorted(sigma),
+        classes,
+        sigmas=chosen,
         seeds=range(first, first + seeds),
         seed=seed,
+        kind=noise.value,
+        curvature=None if diagonal is None else curvature_of(read_tensors(diagonal)),
     )
     made_by = provenance("cli.prm", arguments, device=describe_device(place))
     write_table(output, responses, RESPONSES, made_by)

@@ -249,7 +249,10 @@ class Partition(Section):
         description="Whose classes the figures show, and whose sizes random copies.",
     )
     random_draws: int = Field(
-        default=10, ge=5, le=2**15 - 1, description="Random partitions, for the null band."
+        default=20,
+        ge=5,
+        le=2**15 - 1,
+        description="Random partitions, for the null band; it takes 20.",
     )
 
 
@@ -259,16 +262,32 @@ class Prm(Section):
     rules: Rules = Field(
         default=("curvature", "origin_quantile", "random"), description="Among partition.rules."
     )
+    noise: Literal["relative", "absolute", "equal_energy"] = Field(
+        default="relative",
+        description="What sigma is in units of. relative: a tensor's RMS; absolute: 1; "
+        "equal_energy: relative, with the same total in every class.",
+    )
+    scales: Literal["auto", "fixed"] = Field(
+        default="auto",
+        description="auto: each class gets its own sigmas, over which log perplexity rises by "
+        ".01 to .3; fixed: those below, the same for all classes.",
+    )
     sigmas: Scales = Field(
         default=(0.5, 1.0, 2.0, 4.0),
-        description="Noise scales in units of a tensor's RMS, strictly increasing; right when "
-        "log perplexity rises by .01 to .3.",
+        description="Noise scales where they are fixed, strictly increasing.",
     )
+    points: int = Field(default=4, ge=2, description="Sigmas a class, where scales are auto.")
     seeds: int = Field(
         default=10,
         ge=2,
         description="Noise seeds, the replicates; each is used as +z and -z. Under 10, no "
         "comparison can pass Holm's correction.",
+    )
+    null_seeds: int = Field(
+        default=2,
+        ge=1,
+        description="Noise seeds a random partition, at the scale of +5% perplexity; where "
+        "scales are auto.",
     )
     seeds_per_shard: int = Field(
         default=5, ge=1, description="Seeds a job; rounding apart, of no effect."

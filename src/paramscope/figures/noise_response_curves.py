@@ -70,7 +70,7 @@ def noise_response_curves(responses: Mapping[str, pd.DataFrame], model: str) -> 
     figure = new_figure(SINGLE if columns == 1 else max(DOUBLE, 1.75 * columns), 5.6)
     grid = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="row")
     told = [counts(tables), baseline(tables)]
-    head(figure, model, "responses to noise", ("\n" if columns == 1 else " · ").join(told))
+    head(figure, model, "responses to noise", "\n".join(told))
     control = None
     if CONTROL in tables and CONTROL not in shown:
         control = seed_means(tables[CONTROL], list(RESPONSES))
@@ -114,13 +114,15 @@ def _curves(axes: Axes, replicates: pd.DataFrame, response: str, *, control: boo
             color=GREY if control else COLOURS[label],
             linestyle=DASHES[label],
             linewidth=0.8 if control else 1.2,
-            marker="" if control else MARKERS[label],
+            marker=("x" if len(curve) == 1 else "") if control else MARKERS[label],
             markersize=4,
             markeredgecolor="white",
             markeredgewidth=0.4,
             zorder=1 if control else 3,
             gid=f"mean {name}",
         )
+        if len(curve) == 1:  # a control that is measured at one noise level
+            axes.vlines(curve.index, curve["low"], curve["high"], color=GREY, linewidth=0.8)
         axes.fill_between(
             curve.index,
             curve["low"],

@@ -42,6 +42,7 @@ from paramscope.figures.style import (
 )
 
 X, Y = "delta_log_ppl", "delta_auc"
+FEW = 6  # noise levels that are listed; more are of many ranges
 SMALLEST, LARGEST = 2.2, 5.5  # pt: markers grow with sigma
 
 
@@ -72,7 +73,7 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
         figure,
         model,
         "perplexity and membership under noise",
-        f"{counts(tables)}{chr(10) if columns == 1 else ' · '}{baseline(tables)}",
+        f"{counts(tables)}\n{baseline(tables)}",
     )
     drawn = []
     for index, (rule, table) in enumerate(tables.items()):
@@ -82,7 +83,7 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
         axes.axvline(ISO_LOG_PPL, zorder=0, gid="iso", **ISO_LINE)
         if CONTROL in tables:
             _control(axes, tables[CONTROL])
-        drawn.append(_trajectories(axes, table, levels))
+        drawn.append(_trajectories(axes, table))
         name_panel(axes, index, rule, table)
     _frame(grid, pd.concat(drawn), len(tables))
     handles = [iso_key()]
@@ -92,7 +93,7 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
         handles=handles,
         title=("\n" if columns == 1 else "; ").join(
             (
-                f"markers grow with σ = {', '.join(f'{s:g}' for s in levels)}",
+                marker_words(levels),
                 "ellipses: 95% confidence region of the mean over noise seeds",
             )
         ),
@@ -102,7 +103,14 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
     return figure
 
 
-def _trajectories(axes: Axes, table: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
+def marker_words(levels: list[float]) -> str:
+    """What the markers' sizes mean."""
+    if len(levels) > FEW:
+        return "markers grow with σ, over each class's own range"
+    return f"markers grow with σ = {', '.join(f'{s:g}' for s in levels)}"
+
+
+def _trajectories(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
     """Draw one rule's classes; the means that were drawn."""
     replicates = seed_means(table, [X, Y])
     left_out = not_finite(replicates, [X, Y])
@@ -110,11 +118,11 @@ def _trajectories(axes: Axes, table: pd.DataFrame, levels: list[float]) -> pd.Da
     if left_out:
         note(axes, f"{count(left_out, 'replicate')} not finite, left out", y=0.98)
     means = replicates.groupby(["class", "sigma"])[[X, Y]].mean()
-    size = dict(zip(levels, np.linspace(SMALLEST, LARGEST, len(levels)), strict=True))
     for label in CLASSES:
         if label not in means.index:
             continue
         path = means.loc[label]
+        size = dict(zip(path.index, np.linspace(SMALLEST, LARGEST, len(path)), strict=True))
         axes.plot(
             [0, *path[X]],
             [0, *path[Y]],
@@ -129,7 +137,7 @@ def _trajectories(axes: Axes, table: pd.DataFrame, levels: list[float]) -> pd.Da
                 point[Y],
                 MARKERS[label],
                 color=COLOURS[label],
-                markersize=size[float(str(sigma))],
+                markersize=size[sigma],
                 markeredgecolor="white",
                 markeredgewidth=0.4,
                 zorder=3,

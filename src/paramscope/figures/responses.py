@@ -86,9 +86,10 @@ def class_sizes(table: pd.DataFrame) -> dict[str, int]:
 
 def name_panel(axes: Axes, index: int, rule: str, table: pd.DataFrame) -> None:
     """Above the axes: letter, rule, and the classes' keys and units, empty ones said so."""
+    nothing = "not measured" if rule == CONTROL else "n = 0: empty"
     axes.legend(
         handles=[
-            key(label, f"{NAMES[label]} ({count(n, 'unit') if n else 'n = 0: empty'})")
+            key(label, f"{NAMES[label]} ({count(n, 'unit') if n else nothing})")
             for label, n in class_sizes(table).items()
         ],
         title=f"{letter(index)}  {rule}{' (control)' if rule == CONTROL else ''}",

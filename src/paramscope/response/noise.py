@@ -1,12 +1,16 @@
 """Noise in a class of units, and taking it out again to the last bit.
 
-Each weight of the class gets w += s · RMS(its tensor) · z. The normals z of a tensor hang on
-(run, tensor, noise seed) alone: classes, scales and signs share them (common random numbers),
-so a difference between two classes or two scales is not a difference of luck.
+Each weight of the class gets w += σ · c · z, with c by the kind of noise: the RMS of the
+weight's tensor (`relative`), 1 (`absolute`), or the RMS times what gives every class the same
+Σ noise² (`equal_energy`). The normals z of a tensor hang on (run, tensor, noise seed) alone:
+classes, scales and signs share them (common random numbers), so a difference between two
+classes or two scales is not a difference of luck.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +21,35 @@ from paramscope.errors import ArtifactError
 from paramscope.geometry.sparsity import unit_layers
 from paramscope.persample.layers import is_conv1d
 
+Kind = Literal["relative", "absolute", "equal_energy"]
+KINDS: tuple[Kind, ...] = ("relative", "absolute", "equal_energy")
+
 
 class NoiseSource:
     """The normals of one noise seed, made once a tensor and kept while the seed is at work."""
 
-    def __init__(self, model: PreTrainedModel, run_seed: int, noise_seed: int) -> None:
-        self.model, self.identity = model, (run_seed, "noise", noise_seed)
+    def __init__(
+        self, model: PreTrainedModel, run_seed: int, noise_seed: int, kind: Kind = "relative"
+    ) -> None:
+        self.model, self.identity, self.kind = model, (run_seed, "noise", noise_seed), kind
         self.made: dict[str, Tensor] = {}
 
+    def deviation(self, name: str) -> float:
+        """The noise's standard deviation in a parameter at scale 1, energies not yet made equal."""
+        if self.kind == "absolute":
+            return 1.0
+        parameter: Tensor = self.model.get_parameter(name).detach()
+        return float(parameter.double().square().mean().sqrt())
+
     def unit_noise(self, name: str) -> Tensor:
-        """RMS(tensor) · z for a whole parameter, of its shape."""
+        """The noise at scale 1 for a whole parameter, of its shape: RMS(tensor) · z, or z."""
         if name not in self.made:
             parameter: Tensor = self.model.get_parameter(name).detach()
             run_seed, kind, noise_seed = self.identity
             generator = torch.Generator().manual_seed(seed_of(run_seed, kind, name, noise_seed))
             z = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            rms = parameter.double().square().mean().sqrt()
-            self.made[name] = z.to(parameter) * rms.to(parameter)
+            deviation = torch.tensor(self.deviation(name), dtype=torch.float64)
+            self.made[name] = z.to(parameter) * deviation.to(parameter)
         return self.made[name]
 
 
@@ -74,7 +90,7 @@ class UnitSet:
 
     def _view(self, name: str) -> Tensor:
         parameter: Tensor = self.model.get_parameter(name).detach()
-        return parameter.T if name in self.transposed else parameter
+        return self._by_row(name, parameter)
 
     def noise(self, source: NoiseSource, name: str) -> Tensor:
         """The class's rows of `source`'s noise for one parameter."""
@@ -85,6 +101,33 @@ class UnitSet:
     def energy(self, source: NoiseSource) -> float:
         """Σ noise² at scale 1."""
         return sum(float(self.noise(source, name).double().square().sum()) for name in self.rows)
+
+    def expected_energy(self, source: NoiseSource) -> float:
+        """What `energy` is on average over noise seeds."""
+        return sum(
+            source.deviation(name) ** 2 * self._view(name)[rows].numel()
+            for name, rows in self.rows.items()
+        )
+
+    def predicted(
+        self, source: NoiseSource, diagonal: Mapping[str, Tensor], error: Mapping[str, Tensor]
+    ) -> tuple[float, float]:
+        """Change of the mean loss at scale 1 that curvature foretells, and its standard error.
+
+        ½ Σ h c² over the class, from the diagonal h of the curvature by parameter name: the mean
+        over noise of ½ nᵀHn, since noise of different weights is independent. The errors of
+        the entries are taken as independent.
+        """
+        change, variance = 0.0, 0.0
+        for name, rows in self.rows.items():
+            half = 0.5 * source.deviation(name) ** 2
+            h, se = (self._by_row(name, x[name]).double()[rows] for x in (diagonal, error))
+            change += half * float(h.sum())
+            variance += half**2 * float(se.square().sum())
+        return change, math.sqrt(variance)
+
+    def _by_row(self, name: str, values: Tensor) -> Tensor:
+        return values.T if name in self.transposed else values
 
     @contextmanager
     def perturbed(self, source: NoiseSource, scale: float) -> Iterator[None]:
@@ -97,3 +140,15 @@ class UnitSet:
         finally:
             for name, rows in self.rows.items():
                 self._view(name)[rows] = kept[name]
+
+
+def factors(sets: Mapping[str, UnitSet], source: NoiseSource) -> dict[str, float]:
+    """What each class's noise is multiplied by: 1, or what makes their expected energies equal.
+
+    Equal energies are the mean of those that the classes would have.
+    """
+    if source.kind != "equal_energy":
+        return dict.fromkeys(sets, 1.0)
+    energies = {label: units.expected_energy(source) for label, units in sets.items()}
+    mean = sum(energies.values()) / len(energies)
+    return {label: math.sqrt(mean / energy) for label, energy in energies.items()}

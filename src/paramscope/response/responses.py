@@ -39,7 +39,10 @@ RESPONSES = pa.schema(
         pa.field("draw", pa.int16(), nullable=False),
         pa.field("n_units", pa.int32(), nullable=False),
         pa.field("n_parameters", pa.int64(), nullable=False),
+        pa.field("noise", pa.string(), nullable=False),
         pa.field("noise_energy", pa.float64(), nullable=False),
+        pa.field("predicted_delta_log_ppl", pa.float64()),
+        pa.field("predicted_delta_log_ppl_se", pa.float64()),
         *(pa.field(name, pa.float64()) for name in MEASURED),  # null where the model broke down
     ]
 )
@@ -51,11 +54,11 @@ FloatArray = NDArray[np.float64]
 class Trajectories:
     """Responses of each class over σ, the mean of ±z, one trajectory a noise seed.
 
-    `values[label]` is [seeds, sigmas, responses] in the order of `seeds`, `sigmas` (ascending,
-    above 0) and `RESPONSE_NAMES`; NaN where a measurement is not finite.
+    `values[label]` is [seeds, sigmas, responses] in the order of `seeds`, the class's `sigmas`
+    (ascending, above 0) and `RESPONSE_NAMES`; NaN where a measurement is not finite.
     """
 
-    sigmas: FloatArray
+    sigmas: Mapping[str, FloatArray]
     seeds: NDArray[np.int64]
     values: Mapping[str, FloatArray]
 
@@ -68,7 +71,7 @@ def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Put shards together in canonical order: class, σ, seed, sign.
 
     The result does not depend on how the sweep was sharded nor on the shards' order. A class
-    without units has no rows; every other has the full grid of σ × seed × sign.
+    without units has no rows; every other has the full grid of its σ × seed × sign.
 
     Args:
         frames: tables with the columns of `RESPONSES`; empty ones are shards of empty classes.
@@ -111,20 +114,20 @@ def trajectories(frame: pd.DataFrame) -> Trajectories:
         ArtifactError: no σ above 0.
     """
     frame = frame[frame["sigma"] > 0]
-    sigmas = np.sort(frame["sigma"].unique())
     seeds = np.sort(frame["seed"].unique())
-    if not len(sigmas):
+    if frame.empty:
         raise ArtifactError("the responses hold no σ above 0; give the sweep some")
-    values = {}
+    values, scales = {}, {}
     for label in [label for label in CLASSES if (frame["class"] == label).any()]:
         rows = frame[frame["class"] == label]
+        sigmas = scales[label] = np.sort(rows["sigma"].unique()).astype(np.float64)
         measured = rows[list(RESPONSE_NAMES)].replace([np.inf, -np.inf], np.nan)
         groups = measured.groupby([rows["seed"], rows["sigma"]])
         complete = groups.count().eq(groups.size(), axis=0)
         grid = pd.MultiIndex.from_product([seeds, sigmas])
         means = groups.mean().where(complete).reindex(grid)
         values[label] = means.to_numpy(np.float64).reshape(len(seeds), len(sigmas), -1)
-    return Trajectories(sigmas.astype(np.float64), seeds.astype(np.int64), values)
+    return Trajectories(scales, seeds.astype(np.int64), values)
 
 
 def _baselines(frame: pd.DataFrame) -> pd.DataFrame:
@@ -150,10 +153,10 @@ def _refuse_duplicates(frame: pd.DataFrame) -> None:
 
 
 def _refuse_holes(frame: pd.DataFrame) -> None:
-    sigmas = sorted(set(frame["sigma"]))
     seeds = range(int(frame["seed"].max()) + 1)
     present = set(frame[KEY].itertuples(index=False, name=None))
     for label in [label for label in CLASSES if (frame["class"] == label).any()]:
+        sigmas = sorted(set(frame.loc[frame["class"] == label, "sigma"]))
         expected = list(product([label], sigmas, seeds, SIGNS))
         missing = [key for key in expected if key not in present]
         if missing:

@@ -10,7 +10,7 @@ from paramscope.geometry.partition import counts
 from paramscope.response.responses import MEASURED
 
 Record = Mapping[str, Any]
-UNCHANGED = ("draw", "n_units", "n_parameters", "noise_energy")
+UNCHANGED = ("draw", "n_units", "n_parameters", "noise_energy", "predicted_delta_log_ppl")
 
 
 def response_rows(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -84,7 +84,10 @@ def training_record(history: pd.DataFrame) -> dict[str, float]:
 
 def responses_record(statistics: Mapping[str, Record]) -> dict[str, Any]:
     """Baseline, efficiencies, separation and comparisons of every rule."""
-    names = ("n_seeds", "baseline", "classes", "separation", "comparisons", "manova", "notes")
+    names = (
+        *("n_seeds", "noise", "sigmas", "baseline", "classes", "separation", "null", "prediction"),
+        *("comparisons", "manova", "notes"),
+    )
     return {rule: {name: record[name] for name in names} for rule, record in statistics.items()}
 
 

@@ -31,20 +31,32 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class Separation:
-    """S = log2(mean η_sens/mean η_func) over the `n` seeds that both classes have."""
+    """S = log2(mean η_sens/mean η_func) over the `n` seeds that both classes have.
+
+    `null_low` and `null_high` hold 95% of random partitions' S, and `p_null` is S's own p among
+    them; NaN where no null was measured.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    null_low: float = math.nan
+    null_high: float = math.nan
+    p_null: float = math.nan
 
 
 def eta(log_ppl: FloatArray, response: FloatArray, iso_log_ppl: float = ISO_LOG_PPL) -> FloatArray:
     """η a seed, [seeds], from Δlog PPL and Δresponse, both [seeds, sigmas] by ascending σ.
 
     Each seed's trajectory starts at (0, 0), is linear between neighbouring σ, and is read where
-    it first crosses `iso_log_ppl`. NaN for a seed that never does: nothing is extrapolated.
+    it first crosses `iso_log_ppl`. NaN for a seed that never does: nothing is extrapolated. Of
+    a single σ, set to be where that crossing is, the ratio itself is taken on either side.
     """
+    if log_ppl.shape[1] == 1:
+        with np.errstate(all="ignore"):
+            ratio: FloatArray = -(response / log_ppl)[:, 0]
+        return np.where(log_ppl[:, 0] > 0, ratio, np.nan)
     crossing = np.array(
         [_at(x, y, iso_log_ppl) for x, y in zip(log_ppl, response, strict=True)], np.float64
     )

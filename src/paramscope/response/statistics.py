@@ -4,7 +4,9 @@ The replicate is the noise seed: the mean of ±z at each σ, one slope or one η
 different σ share their noise and are no replicates (METHODS 5).
 """
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pandas as pd
 from paramscope.artifacts.digest import seed_of
 from paramscope.response.comparisons import Comparison, Manova, compare, manova, slopes
 from paramscope.response.intervals import FloatArray, mean_interval
+from paramscope.response.null import Null, null_band, null_p
+from paramscope.response.prediction import Prediction, predictions
 from paramscope.response.responses import (
     CLASSES,
     RESPONSE_NAMES,
@@ -60,12 +64,15 @@ class Statistics:
 
     rule: str
     n_seeds: int
-    sigmas: list[float]
+    noise: str
+    sigmas: dict[str, list[float]]
     iso_log_ppl: float
     baseline: dict[str, float]
     classes: dict[str, ClassStatistics]
     comparisons: list[Comparison]
     separation: dict[str, Separation]
+    null: dict[str, Null] | None
+    prediction: dict[str, Prediction]
     manova: Manova | None
     notes: list[str]
 
@@ -74,19 +81,22 @@ class Statistics:
         return asdict(self)
 
 
-def statistics(frame: pd.DataFrame, rule: str, seed: int) -> Statistics:
+def statistics(
+    frame: pd.DataFrame, rule: str, seed: int, null: Mapping[str, Any] | None = None
+) -> Statistics:
     """All statistics of a sweep's merged responses.
 
     Args:
         frame: columns of `RESPONSES`, the full grid for each class that has units.
         rule: partition rule, by name. Of rule `random` each seed has its own draw.
         seed: of the run; that of each interval and test derives from it and what it is of.
+        null: the record of the random rule's statistics, whose draws S is set against.
 
     Raises:
         ArtifactError: no σ above 0.
     """
     measured = trajectories(frame)
-    by_class = {label: slopes(measured.sigmas, v) for label, v in measured.values.items()}
+    by_class = {label: slopes(measured.sigmas[label], v) for label, v in measured.values.items()}
     etas = {
         (label, kind): eta(measured.of(label, "delta_log_ppl"), measured.of(label, response))
         for label in by_class
@@ -107,19 +117,25 @@ def statistics(frame: pd.DataFrame, rule: str, seed: int) -> Statistics:
     separations, separation_notes = _separations(
         etas, len(measured.seeds), "prm_statistics", seed, rule, "separation"
     )
+    own, null_notes = _null(etas, frame) if frame["draw"].nunique() > 1 else (None, [])
+    if null is not None:
+        separations = {kind: _against(s, null["null"][kind]) for kind, s in separations.items()}
     columns = [RESPONSE_NAMES.index(response) for response in MANOVA_RESPONSES]
     tested, manova_notes = manova({label: rows[:, columns] for label, rows in by_class.items()})
     return Statistics(
         rule=rule,
         n_seeds=len(measured.seeds),
-        sigmas=[float(sigma) for sigma in np.sort(frame["sigma"].unique())],
+        noise=str(frame["noise"].iloc[0]),
+        sigmas={label: [float(s) for s in scales] for label, scales in measured.sigmas.items()},
         iso_log_ppl=ISO_LOG_PPL,
         baseline=baseline(frame),
         classes=classes,
         comparisons=comparisons,
         separation=separations,
+        null=own,
+        prediction=predictions(frame),
         manova=tested,
-        notes=notes + comparison_notes + separation_notes + manova_notes,
+        notes=notes + comparison_notes + separation_notes + null_notes + manova_notes,
     )
 
 
@@ -162,6 +178,27 @@ def _separations(
     return found, notes
 
 
+def _null(
+    etas: dict[tuple[str, str], FloatArray], frame: pd.DataFrame
+) -> tuple[dict[str, Null], list[str]]:
+    """S of each draw of the partition, by kind: what S comes to where classes mean nothing."""
+    draws = frame.groupby("seed")["draw"].first().sort_index().to_numpy()
+    none = np.full(len(draws), np.nan)
+    found, notes = {}, []
+    for kind in EFFICIENCY_RESPONSES:
+        sens, func = etas.get(("W_sens", kind), none), etas.get(("W_func", kind), none)
+        found[kind], said = null_band(sens, func, draws)
+        notes += [f"null of {kind}: {note}" for note in said]
+    return found, notes
+
+
+def _against(found: Separation, null: Mapping[str, Any]) -> Separation:
+    """S with its place among the null's, whose record has null for NaN."""
+    low, high = (math.nan if null[end] is None else null[end] for end in ("low", "high"))
+    p = null_p(found.value, null["values"])
+    return replace(found, null_low=low, null_high=high, p_null=p)
+
+
 def _size(frame: pd.DataFrame, label: str) -> tuple[int, int]:
     """Units and parameters of a class, the mean over the partition's draws."""
     sizes = frame.loc[frame["class"] == label, ["n_units", "n_parameters"]].mean().round()
@@ -184,7 +221,9 @@ def _design_notes(frame: pd.DataFrame, measured: Trajectories) -> list[str]:
     varying = frame.groupby("class")["n_parameters"].nunique()
     if (varying > 1).any():
         notes.append("sizes of classes differ between draws; their means are given")
-    energy = frame[frame["sigma"] == measured.sigmas[-1]].groupby("class")["noise_energy"].mean()
+    positive = frame[frame["sigma"] > 0]
+    unit = positive["noise_energy"] / positive["sigma"] ** 2
+    energy = unit.groupby(positive["class"]).mean()
     if len(energy) > 1 and energy.max() > ENERGY_TOLERANCE * energy.min():
         notes.append(
             f"slopes are at equal σ, where {energy.idxmax()} gets"
@@ -193,7 +232,7 @@ def _design_notes(frame: pd.DataFrame, measured: Trajectories) -> list[str]:
         )
     for label in measured.values:
         early = within_first_step(measured.of(label, "delta_log_ppl"))
-        if early:
+        if early and len(measured.sigmas[label]) > 1:
             notes.append(
                 f"{label}: {early} of {seeds} seeds pass the iso-PPL before the smallest"
                 " σ, so their η is read from the line to the origin"

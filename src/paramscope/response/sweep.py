@@ -21,7 +21,7 @@ from paramscope.evaluation.membership import (
 from paramscope.evaluation.perplexity import log_perplexity, resampled_log_perplexity
 from paramscope.models.losses import document_losses, token_log_probabilities
 from paramscope.models.sequences import Sequences, concatenate
-from paramscope.response.noise import NoiseSource, UnitSet
+from paramscope.response.noise import Kind, NoiseSource, UnitSet, factors
 from paramscope.response.responses import SIGNS
 
 
@@ -97,14 +97,33 @@ class Judge:
         )
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """Diagonal of the curvature and its standard error, by parameter name."""
+
+    diagonal: Mapping[str, Tensor]
+    standard_error: Mapping[str, Tensor]
+
+
+def curvature_of(content: Mapping[str, Tensor]) -> Curvature:
+    """From the content of diagonal.pt: values by name, and theirs under standard_error/."""
+    prefix = "standard_error/"
+    return Curvature(
+        {name: value for name, value in content.items() if not name.startswith(prefix)},
+        {n.removeprefix(prefix): v for n, v in content.items() if n.startswith(prefix)},
+    )
+
+
 def sweep(
     model: PreTrainedModel,
     judge: Judge,
     partition: pd.DataFrame,
     *,
-    sigmas: Sequence[float],
+    sigmas: Mapping[str, Sequence[float]],
     seeds: range,
     seed: int,
+    kind: Kind = "relative",
+    curvature: Curvature | None = None,
 ) -> pd.DataFrame:
     """Responses to noise in each class, one row a class, σ, noise seed and sign.
 
@@ -113,35 +132,58 @@ def sweep(
         judge: scores it.
         partition: columns unit ("tensor:row"), label, draw; noise seed i takes draw i modulo
             the number of draws.
-        sigmas: noise scales, in units of each tensor's RMS.
+        sigmas: noise scales by class, in units of `kind`; a class that is not named is left out.
         seeds: numbers of the noise seeds.
         seed: the run's seed.
+        kind: of noise.
+        curvature: what the change of loss is foretold from.
     """
     baseline = judge(model)
     draws = int(partition["draw"].max()) + 1
     rows = []
-    labels = sorted(partition["label"].unique())
-    with tqdm(total=len(seeds) * len(labels) * len(sigmas) * 2, desc="sweep", unit="eval") as bar:
+    labels = sorted(set(partition["label"]) & set(sigmas))
+    total = 2 * len(seeds) * sum(len(sigmas[label]) for label in labels)
+    with tqdm(total=total, desc="sweep", unit="eval") as bar:
         for number in seeds:
-            source = NoiseSource(model, seed, number)
+            source = NoiseSource(model, seed, number, kind)
             drawn = partition[partition["draw"] == number % draws]
-            for label, members in drawn.groupby("label"):
-                units = UnitSet(model, _rows_by_tensor(members["unit"]))
+            sets = {
+                str(label): UnitSet(model, rows_by_tensor(units))
+                for label, units in drawn.groupby("label")["unit"]
+            }
+            scales = factors(sets, source)
+            for label in (label for label in labels if label in sets):
+                units, factor = sets[label], scales[label]
                 shared = {
                     "class": label,
                     "seed": number,
                     "draw": number % draws,
-                    "n_units": len(members),
+                    "n_units": int((drawn["label"] == label).sum()),
                     "n_parameters": units.n_parameters,
+                    "noise": kind,
                 }
-                energy = units.energy(source)
-                for sigma, sign in _grid(sigmas):
-                    with units.perturbed(source, sign * sigma):
+                energy = factor**2 * units.energy(source)
+                foretold = _foretold(units, source, factor, curvature)
+                for sigma, sign in _grid(sigmas[label]):
+                    with units.perturbed(source, sign * sigma * factor):
                         outcome = judge(model)
                     place = {"sigma": sigma, "sign": sign, "noise_energy": sigma**2 * energy}
-                    rows.append(shared | place | changes(baseline, outcome))
+                    predicted = {name: sigma**2 * value for name, value in foretold.items()}
+                    rows.append(shared | place | predicted | changes(baseline, outcome))
                     bar.update()
     return pd.DataFrame(rows)
+
+
+def _foretold(
+    units: UnitSet, source: NoiseSource, factor: float, curvature: Curvature | None
+) -> dict[str, float]:
+    if curvature is None:
+        return {"predicted_delta_log_ppl": math.nan, "predicted_delta_log_ppl_se": math.nan}
+    change, error = units.predicted(source, curvature.diagonal, curvature.standard_error)
+    return {
+        "predicted_delta_log_ppl": factor**2 * change,
+        "predicted_delta_log_ppl_se": factor**2 * error,
+    }
 
 
 def changes(baseline: Outcome, outcome: Outcome) -> dict[str, float]:
@@ -166,6 +208,7 @@ def _grid(sigmas: Sequence[float]) -> Iterator[tuple[float, int]]:
     return ((sigma, sign) for sigma in sigmas for sign in SIGNS)
 
 
-def _rows_by_tensor(units: "pd.Series[str]") -> Mapping[str, list[int]]:
+def rows_by_tensor(units: "pd.Series[str]") -> Mapping[str, list[int]]:
+    """Rows of each weight tensor, from the names of units."""
     split = units.str.rsplit(":", n=1, expand=True)
     return {str(tensor): group.astype(int).tolist() for tensor, group in split[1].groupby(split[0])}
