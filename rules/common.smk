@@ -31,6 +31,7 @@ FIGURES = {
     "prm_phase_diagram": False,
     "noise_response_curves": False,
     "statistical_summary": False,
+    "separation": False,
 }
 CURVATURE_ENGINE = {
     name: config["curvature"][name] for name in ("method", "probes", "graph", "batch", "memory_gb")
@@ -68,7 +69,8 @@ def figure_paths():
 
 def study_outputs(wildcards):
     """All that the study ends with."""
-    return [*figure_paths(), f"{RESULTS}/results.json", f"{RESULTS}/results.csv"]
+    words = [] if PLANTED else [f"{RESULTS}/findings.md"]
+    return [*figure_paths(), *words, f"{RESULTS}/results.json", f"{RESULTS}/results.csv"]
 
 
 def closing_words():

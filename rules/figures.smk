@@ -223,3 +223,33 @@ rule statistical_summary:
     shell:
         "paramscope statistical-summary {output.png} {params.given}"
         " --model {params.model} > {log} 2>&1"
+
+
+rule separation:
+    input:
+        STATISTICS,
+    output:
+        png=report(
+            f"{RESULTS}/figures/separation.png",
+            caption="../workflow/report/separation.rst",
+            category="Response",
+            labels={"figure": "separation scores", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/separation.pdf",
+    params:
+        code=code_digest("cli.separation"),
+        given=repeated("statistics", STATISTICS),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/separation.log",
+    benchmark:
+        f"benchmarks/{MODEL}/separation.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: separation scores against random partitions"
+    shell:
+        "paramscope separation {output.png} {params.given}" " --model {params.model} > {log} 2>&1"

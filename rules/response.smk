@@ -125,6 +125,37 @@ rule prm_statistics:
         " {params.null} --seed {params.seed} > {log} 2>&1"
 
 
+rule findings:
+    input:
+        STATISTICS,
+    output:
+        text=report(
+            f"{RESULTS}/findings.md",
+            caption="../workflow/report/findings.rst",
+            category="Response",
+            labels={"figure": "findings in words", "model": MODEL},
+        ),
+        table=f"{RESULTS}/separation.tex",
+    params:
+        code=code_digest("cli.findings"),
+        given=repeated("statistics", STATISTICS),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/findings.log",
+    benchmark:
+        f"benchmarks/{MODEL}/findings.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "what {params.model} shows, in words"
+    shell:
+        "paramscope findings {output.text} --output-table {output.table} {params.given}"
+        " --model {params.model} > {log} 2>&1"
+
+
 rule results:
     input:
         unpack(results_inputs),

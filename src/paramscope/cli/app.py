@@ -27,6 +27,7 @@ STAGES = (
     "prm",
     "prm_responses",
     "prm_statistics",
+    "findings",
     "results",
     "curvature_quality",
     "curvature_by_layer",
@@ -35,6 +36,7 @@ STAGES = (
     "prm_phase_diagram",
     "noise_response_curves",
     "statistical_summary",
+    "separation",
     "benchmark_curvature",
 )
 

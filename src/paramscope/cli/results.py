@@ -36,6 +36,7 @@ def results(
     from paramscope.artifacts.tables import read_table, read_table_provenance
     from paramscope.machine import machine
     from paramscope.response import results as study
+    from paramscope.response.findings import findings, findings_record
 
     def content(path: Path) -> dict[str, object]:
         return {key: value for key, value in read_record(path).items() if key != "provenance"}
@@ -71,7 +72,9 @@ def results(
         summary = read_table(curvature_summary)
         record["curvature"] = study.curvature_record(summary, read_record(spotcheck))
     rules = {path.name.removesuffix(".statistics.json"): path for path in statistics or []}
-    record["responses"] = study.responses_record({r: read_record(p) for r, p in rules.items()})
+    tested = {rule: read_record(path) for rule, path in rules.items()}
+    record["responses"] = study.responses_record(tested)
+    record["findings"] = findings_record(findings(list(tested.values())))
     if benchmarks is not None:
         record["stages"] = study.stages_record(benchmark_rows(Path(benchmarks)))
     rows = study.response_rows({path.stem: read_table(path) for path in responses or []})
