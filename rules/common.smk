@@ -52,7 +52,7 @@ COMPUTE_ENVIRONMENT = (
 def models_of(planted):
     """A pattern for the names of planted, or of measured, models."""
     names = [n for n, m in config["models"].items() if (m["kind"] == "planted") == planted]
-    return "|".join(map(re.escape, names)) or "(?!)"
+    return rf"({'|'.join(map(re.escape, names))})(@\d+)?" if names else "(?!)"
 
 
 PLANTED_MODELS, MEASURED_MODELS = models_of(True), models_of(False)
@@ -70,6 +70,7 @@ def figure_paths():
 def study_outputs(wildcards):
     """All that the study ends with."""
     words = [] if PLANTED else [f"{RESULTS}/findings.md"]
+    words += [f"{RESULTS}/replication.json"] if config["replicates"] else []
     return [*figure_paths(), *words, f"{RESULTS}/results.json", f"{RESULTS}/results.csv"]
 
 
@@ -81,6 +82,40 @@ def closing_words():
     return (
         f"Done. Figures: {RESULTS}/figures/*.png (and .pdf)\n"
         f"      Numbers: {RESULTS}/results.json, {RESULTS}/results.csv"
+    )
+
+
+def run_seed(wildcards):
+    """The seed of a model's run: the configuration's, or a replicate's own, as in NAME@SEED."""
+    own = wildcards.model.partition("@")[2]
+    return int(own) if own else config["seed"]
+
+
+def settings_of(wildcards):
+    """The model's part of the configuration."""
+    return config["models"][wildcards.model.partition("@")[0]]
+
+
+def replicated_statistics():
+    """The statistics of every rule at every training seed, by seed."""
+    names = {config["seed"]: MODEL} | {seed: f"{MODEL}@{seed}" for seed in config["replicates"]}
+    paths = {}
+    for seed, name in names.items():
+        paths[seed] = [f"results/{name}/prm/{tried}.statistics.json" for tried in PRM_RULES]
+    return paths
+
+
+def replication_inputs(wildcards):
+    """All that the replication is gathered from."""
+    return [path for paths in replicated_statistics().values() for path in paths]
+
+
+def replication_options(wildcards):
+    """Each statistics with its training seed, as options."""
+    return " ".join(
+        f"--seed {seed} --statistics {path}"
+        for seed, paths in replicated_statistics().items()
+        for path in paths
     )
 
 
@@ -185,7 +220,8 @@ def scale_options(wildcards, input):
 
 def null_statistics(wildcards):
     """The control's statistics, which the other rules are set against."""
-    if wildcards.rule == "random" or "random" not in config["prm"]["rules"]:
+    measured = "random" in config["prm"]["rules"]
+    if not measured or wildcards.rule == "random":
         return []
     return f"results/{wildcards.model}/prm/random.statistics.json"
 
@@ -232,7 +268,7 @@ def results_options(wildcards, input):
 
 def planted_count(wildcards):
     """Units of a planted model."""
-    return config["models"][wildcards.model]["units"]
+    return settings_of(wildcards)["units"]
 
 
 def partition_reference(wildcards):
@@ -250,13 +286,13 @@ def partition_options(wildcards):
         return ""
     return (
         f"--like {reference} "
-        f"--draws {config['partition']['random_draws']} --seed {config['seed']}"
+        f"--draws {config['partition']['random_draws']} --seed {run_seed(wildcards)}"
     )
 
 
 def tokenizer_options(wildcards):
     """A tokenizer of the model's own, or its checkpoint's."""
-    model = config["models"][wildcards.model]
+    model = settings_of(wildcards)
     if model["kind"] == "checkpoint":
         return f"--checkpoint {model['source']}"
     return f"--vocab {model['vocab']}"
@@ -264,7 +300,7 @@ def tokenizer_options(wildcards):
 
 def base_options(wildcards):
     """A model trained from scratch, or a checkpoint as it is."""
-    model = config["models"][wildcards.model]
+    model = settings_of(wildcards)
     if model["kind"] == "checkpoint":
         return f"--checkpoint {model['source']}"
     sizes = ("hidden", "layers", "heads", "ffn", "positions")

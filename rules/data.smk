@@ -21,7 +21,7 @@ rule corpus:
         counts=options(config["corpus"]["documents"]),
         gate=options(config["corpus"]["gate"]),
         chunk_characters=config["corpus"]["chunk_characters"],
-        seed=config["seed"],
+        seed=run_seed,
     log:
         "logs/{model}/corpus.log",
     benchmark:

@@ -17,7 +17,7 @@ rule curvature_draws:
         engine=options(CURVATURE_ENGINE),
         stop=stop_options,
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(1),
     log:
         "logs/{model}/curvature_draws/{first}-{size}.log",
@@ -77,7 +77,7 @@ rule spotcheck:
         draws=config["curvature"]["draws"],
         engine=options(CURVATURE_ENGINE),
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(1),
     log:
         "logs/{model}/spotcheck.log",
@@ -146,7 +146,7 @@ rule eigenspace:
         sizes=options(config["eigenspace"]),
         batch=config["curvature"]["batch"],
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(1),
     log:
         "logs/{model}/eigenspace.log",
@@ -232,7 +232,7 @@ rule planted_units:
     params:
         code=code_digest("cli.planted_units"),
         units=planted_count,
-        seed=config["seed"],
+        seed=run_seed,
     log:
         "logs/{model}/planted_units.log",
     benchmark:
@@ -257,7 +257,7 @@ rule embedding:
     params:
         code=code_digest("cli.embedding"),
         layout=options(config["embedding"]),
-        seed=config["seed"],
+        seed=run_seed,
     log:
         "logs/{model}/embedding.log",
     benchmark:

@@ -48,7 +48,7 @@ rule base:
         folder=subpath(output.weights, parent=True),
         kind=base_options,
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(config["threads"]),
     log:
         "logs/{model}/base.log",
@@ -85,7 +85,7 @@ rule target:
         folder=subpath(output.weights, parent=True),
         schedule=options(config["target"]),
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(config["threads"]),
     log:
         "logs/{model}/target.log",

@@ -16,7 +16,7 @@ rule noise_range:
         target=target_folder,
         sizes=options({k: config["prm"][k] for k in ("points", "noise", "batch")}),
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(1),
     log:
         "logs/{model}/noise_range/{rule}.log",
@@ -54,7 +54,7 @@ rule prm:
         noise=config["prm"]["noise"],
         measure=options({k: config["prm"][k] for k in ("min_k", "bootstrap", "batch")}),
         length=config["length"],
-        seed=config["seed"],
+        seed=run_seed,
         compute=compute_options(1),
     log:
         "logs/{model}/prm/{rule}-{first}-{size}.log",
@@ -108,7 +108,7 @@ rule prm_statistics:
     params:
         code=code_digest("cli.prm_statistics"),
         null=null_options,
-        seed=config["seed"],
+        seed=run_seed,
     log:
         "logs/{model}/prm_statistics/{rule}.log",
     benchmark:
@@ -154,6 +154,31 @@ rule findings:
     shell:
         "paramscope findings {output.text} --output-table {output.table} {params.given}"
         " --model {params.model} > {log} 2>&1"
+
+
+rule replication:
+    input:
+        replication_inputs,
+    output:
+        record=f"{RESULTS}/replication.json",
+        table=f"{RESULTS}/replication.md",
+    params:
+        code=code_digest("cli.replication"),
+        given=replication_options,
+    log:
+        f"logs/{MODEL}/replication.log",
+    benchmark:
+        f"benchmarks/{MODEL}/replication.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "the separation scores over training seeds"
+    shell:
+        "paramscope replication {output.record} --output-table {output.table} {params.given}"
+        " > {log} 2>&1"
 
 
 rule results:

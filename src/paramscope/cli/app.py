@@ -28,6 +28,7 @@ STAGES = (
     "prm_responses",
     "prm_statistics",
     "findings",
+    "replication",
     "results",
     "curvature_quality",
     "curvature_by_layer",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,13 @@ class Config(Section):
 
     model: str = Field(default="tiny-opt", description="The model under study, a name in models.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="All other seeds derive from it.")
+    replicates: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        default=(),
+        strict=False,
+        examples=[[1, 2, 3, 4]],
+        description="More training seeds: each a whole study of its own, deal, base and target "
+        "included, in results/NAME@SEED; the scores are set side by side.",
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
@@ -80,6 +87,25 @@ def _model_is_known(config: Config) -> None:
         close = get_close_matches(config.model, names, 1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise inconsistent("model", config.model, "", f"known models: {', '.join(names)}{meant}")
+
+
+def _replicates_are_other_seeds(config: Config) -> None:
+    seeds = [config.seed, *config.replicates]
+    if len(set(seeds)) < len(seeds):
+        others = sorted(set(config.replicates) - {config.seed})
+        raise inconsistent(
+            "replicates",
+            list(config.replicates),
+            f"and names a seed twice, or the run's own, {config.seed}",
+            f"write {others}",
+        )
+    if config.replicates and isinstance(config.models[config.model], Planted):
+        raise inconsistent(
+            "replicates",
+            list(config.replicates),
+            f"and model {config.model} is planted, and not trained",
+            "write []",
+        )
 
 
 def _sequences_fit_the_model(config: Config) -> None:
@@ -160,6 +186,7 @@ def _responses_have_partitions(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     _model_is_known,
+    _replicates_are_other_seeds,
     _sequences_fit_the_model,
     _calibration_has_the_sequences,
     _curvature_can_be_taken,
