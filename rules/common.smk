@@ -220,10 +220,9 @@ def scale_options(wildcards, input):
 
 def null_statistics(wildcards):
     """The control's statistics, which the other rules are set against."""
-    measured = "random" in config["prm"]["rules"]
-    if not measured or wildcards.rule == "random":
-        return []
-    return f"results/{wildcards.model}/prm/random.statistics.json"
+    others = [name for name in config["prm"]["rules"] if name != "random"]
+    needed = wildcards.rule in others and others != list(config["prm"]["rules"])
+    return f"results/{wildcards.model}/prm/random.statistics.json" if needed else []
 
 
 def null_options(wildcards, input):
