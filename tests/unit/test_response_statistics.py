@@ -94,6 +94,23 @@ def null_study(generator, n_seeds=8):
     return (common + own)[:, :, None] * np.array(SIGMAS) ** 2 + rows
 
 
+def test_shuffled_labels_are_found_to_differ_as_often_as_p_says():
+    """Stored responses of classes that do differ, their labels shuffled within each seed."""
+    generator = np.random.default_rng(7)
+    measured = trajectories(merge([noisy_sweep(n_seeds=10)]))
+    stored = np.stack([slopes(measured.sigmas[c], v) for c, v in measured.values.items()])
+    honest = {"shuffled": [], "as they are": []}
+    for _ in range(200):
+        shuffled = generator.permuted(np.arange(3)[:, None].repeat(10, 1), axis=0)
+        dealt = np.take_along_axis(stored, shuffled[:, :, None], axis=0)
+        for name, classes in (("shuffled", dealt), ("as they are", stored)):
+            difference = classes[0, :, 1] - classes[1, :, 1]  # ΔAUC, first class − second
+            honest[name].append(sign_flip_p(difference, seed=0))
+    rate = np.mean(np.array(honest["shuffled"]) < 0.05)
+    assert rate == pytest.approx(0.05, abs=0.03)  # 2 deviations of a binomial of 200 and .05
+    assert max(honest["as they are"]) < 0.05
+
+
 def test_without_an_effect_the_test_errs_as_often_as_it_says():
     generator = np.random.default_rng(5)
     sigmas, n_studies = np.array(SIGMAS), 200
