@@ -15,6 +15,8 @@ include: "rules/common.smk"
 
 
 wildcard_constraints:
+    number=r"\d+",
+    total=r"\d+",
     model=r"[^/]+",
     rule=r"[a-z_]+",
 

@@ -32,6 +32,7 @@ FIGURES = {
     "noise_response_curves": False,
     "statistical_summary": False,
     "separation": False,
+    "membership_scores": False,
 }
 CURVATURE_ENGINE = {
     name: config["curvature"][name] for name in ("method", "probes", "graph", "batch", "memory_gb")
@@ -181,6 +182,21 @@ def contender_scripts(name):
     return [str(path) for path in sorted(scripts, key=lambda path: path != first)]
 
 
+def shadow_tables(wildcards):
+    """The tables of LiRA's shadow models, where there are some."""
+    total = config["membership"]["shadows"]
+    folder = f"results/{wildcards.model}/membership/shadows"
+    return [f"{folder}/{number}-of-{total}.parquet" for number in range(total)]
+
+
+def shadow_options(wildcards, input):
+    """The shadow models' tables as options."""
+    if not input.shadows:
+        return ""
+    variant = config["membership"]["lira_variant"]
+    return f"{repeated('shadow', input.shadows)} --lira-variant {variant}"
+
+
 def null_is_measured(name):
     """Whether a rule is the control, measured at the scale of +5% perplexity alone."""
     return name == "random" and config["prm"]["scales"] == "auto"
@@ -251,6 +267,7 @@ def results_inputs(wildcards):
         "curvature_summary": f"{folder}/curvature/summary.parquet",
         "spotcheck": f"{folder}/curvature/spotcheck.json",
         "gate": f"{folder}/corpus/gate.json",
+        "membership": f"{folder}/membership/summary.json",
         "base_training": f"{folder}/base/training.parquet",
         "target_training": f"{folder}/target/training.parquet",
     }

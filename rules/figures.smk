@@ -253,3 +253,35 @@ rule separation:
         "figure: separation scores against random partitions"
     shell:
         "paramscope separation {output.png} {params.given}" " --model {params.model} > {log} 2>&1"
+
+
+rule membership_scores:
+    input:
+        scores=f"{RESULTS}/membership/scores.parquet",
+        summary=f"{RESULTS}/membership/summary.json",
+        gate=f"{RESULTS}/corpus/gate.json",
+    output:
+        png=report(
+            f"{RESULTS}/figures/membership_scores.png",
+            caption="../workflow/report/membership_scores.rst",
+            category="Response",
+            labels={"figure": "membership scores", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/membership_scores.pdf",
+    params:
+        code=code_digest("cli.membership_scores"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/membership_scores.log",
+    benchmark:
+        f"benchmarks/{MODEL}/membership_scores.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: membership inference on the target"
+    shell:
+        "paramscope membership-scores {output.png} --scores {input.scores}"
+        " --summary {input.summary} --gate {input.gate} --model {params.model} > {log} 2>&1"

@@ -4,6 +4,77 @@ In: results/{model}/target/, corpus/, geometry/. Out: results/{model}/prm/, resu
 """
 
 
+rule shadow:
+    input:
+        base=multiext("results/{model}/base/", *WEIGHTS),
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+    output:
+        "results/{model}/membership/shadows/{number}-of-{total}.parquet",
+    params:
+        code=code_digest("cli.shadow"),
+        base=base_folder,
+        schedule=options(config["target"]),
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/shadow/{number}-of-{total}.log",
+    benchmark:
+        "benchmarks/{model}/shadow/{number}-of-{total}.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "shadow model {wildcards.number} of {wildcards.total} for LiRA"
+    shell:
+        "paramscope shadow {params.base} {input.member} {input.nonmember} {output}"
+        " --number {wildcards.number} --count {wildcards.total} {params.schedule}"
+        " --length {params.length} --seed {params.seed} {params.compute} > {log} 2>&1"
+
+
+rule membership:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        base=multiext("results/{model}/base/", *WEIGHTS),
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+        shadows=shadow_tables,
+    output:
+        scores="results/{model}/membership/scores.parquet",
+        summary="results/{model}/membership/summary.json",
+    params:
+        code=code_digest("cli.membership"),
+        target=target_folder,
+        base=base_folder,
+        shadows=shadow_options,
+        sizes=options({k: config["membership"][k] for k in ("probe", "bootstrap")}),
+        measure=options({k: config["prm"][k] for k in ("min_k", "batch")}),
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/membership.log",
+    benchmark:
+        "benchmarks/{model}/membership.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "membership inference on {wildcards.model}"
+    shell:
+        "paramscope membership {params.target} {params.base} {input.member} {input.nonmember}"
+        " {output.scores} --output-summary {output.summary} {params.shadows} {params.sizes}"
+        " {params.measure} --length {params.length} --seed {params.seed} {params.compute}"
+        " > {log} 2>&1"
+
+
 rule noise_range:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
@@ -53,6 +124,7 @@ rule prm:
         scales=scale_options,
         noise=config["prm"]["noise"],
         measure=options({k: config["prm"][k] for k in ("min_k", "bootstrap", "batch")}),
+        probe=config["membership"]["probe"],
         length=config["length"],
         seed=run_seed,
         compute=compute_options(1),
@@ -72,7 +144,8 @@ rule prm:
         "paramscope prm {params.target} {input.partition} {input.member} {input.nonmember}"
         " {input.evaluation} {output} {params.scales} --noise {params.noise}"
         " --diagonal {input.diagonal} --first {wildcards.first}"
-        " --seeds {wildcards.size} {params.measure} --length {params.length}"
+        " --seeds {wildcards.size} {params.measure} --probe {params.probe}"
+        " --length {params.length}"
         " --seed {params.seed} {params.compute} > {log} 2>&1"
 
 

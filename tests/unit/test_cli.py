@@ -25,7 +25,11 @@ SECTIONS = {
     "planted_units": {"units": DEFAULT["models"]["planted"]["units"]},
     "embedding": DEFAULT["embedding"],
     "partition": {"draws": DEFAULT["partition"]["random_draws"]},
-    "prm": DEFAULT["prm"] | {"seeds": DEFAULT["prm"]["seeds_per_shard"]},
+    "noise_range": {name: DEFAULT["prm"][name] for name in ("points", "noise", "batch")},
+    "prm": DEFAULT["prm"]
+    | {"seeds": DEFAULT["prm"]["seeds_per_shard"], "probe": DEFAULT["membership"]["probe"]},
+    "membership": DEFAULT["membership"] | {"min_k": DEFAULT["prm"]["min_k"]},
+    "shadow": DEFAULT["target"],
 }
 SHARED = {name: DEFAULT[name] for name in ("seed", "length", "device", "dtype")}
 

@@ -22,6 +22,8 @@ STAGES = (
     "units",
     "planted_units",
     "embedding",
+    "membership",
+    "shadow",
     "partition",
     "noise_range",
     "prm",
@@ -38,6 +40,7 @@ STAGES = (
     "noise_response_curves",
     "statistical_summary",
     "separation",
+    "membership_scores",
     "benchmark_curvature",
 )
 

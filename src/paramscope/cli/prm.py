@@ -41,6 +41,9 @@ def prm(
     diagonal: Annotated[
         Path | None, Option(help="Curvature that foretells the change of log perplexity.")
     ] = None,
+    probe: Annotated[
+        int, Option(min=0, help="First documents of each split, which do not judge.")
+    ] = 60,
     first: Annotated[int, Option(help="Number of the first noise seed.")] = 0,
     seeds: Annotated[int, Option(help="Noise seeds from there on.")] = 5,
     min_k: Annotated[float, Option(help="Percent of tokens in the Min-K% attack.")] = 20,
@@ -61,6 +64,7 @@ def prm(
     from paramscope.artifacts.records import read_record
     from paramscope.artifacts.tables import read_table, write_table
     from paramscope.artifacts.tensors import read_tensors
+    from paramscope.corpus.splits import judges
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
@@ -75,7 +79,7 @@ def prm(
     place = choose_device(device, threads)
     encode = load_tokenizer(model)
     members, nonmembers = (
-        sequences_of(encode, read_table(path, ["doc_id", "text"]), length)
+        sequences_of(encode, judges(read_table(path, ["doc_id", "text"]), probe), length)
         for path in (member, nonmember)
     )
     text = read_table(evaluation, ["text"])["text"].tolist()

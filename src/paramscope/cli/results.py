@@ -21,6 +21,7 @@ def results(
     statistics: Annotated[Paths, Option(help="Statistics of one rule; repeat for more.")] = None,
     curvature_summary: Annotated[Path | None, Option(help="Table of curvature a tensor.")] = None,
     spotcheck: Annotated[Path | None, Option(help="Record of the curvature's spot check.")] = None,
+    membership: Annotated[Path | None, Option(help="Record of membership inference.")] = None,
     gate: Annotated[Path | None, Option(help="Record of the corpus's blind gate.")] = None,
     target_training: Annotated[Path | None, Option(help="Table of the target's losses.")] = None,
     base_training: Annotated[Path | None, Option(help="Table of the base's losses.")] = None,
@@ -62,6 +63,8 @@ def results(
     }
     if gate is not None:
         record["blind_gate"] = content(gate)
+    if membership is not None:
+        record["membership"] = study.membership_record(read_record(membership))
     for name, path in (("base", base_training), ("target", target_training)):
         if path is not None:
             record[name] = study.training_record(read_table(path))

@@ -16,11 +16,14 @@ from paramscope.config.sections import (
     CurvatureBlocks,
     Eigenspace,
     Embedding,
+    Membership,
     Partition,
     Prm,
     Spotcheck,
     Target,
 )
+
+JUDGES = 10  # members, and non-members, that attacks are judged on at the least
 
 
 class Config(Section):
@@ -72,6 +75,7 @@ class Config(Section):
     activation_sparsity: ActivationSparsity = ActivationSparsity()
     embedding: Embedding = Embedding()
     partition: Partition = Partition()
+    membership: Membership = Membership()
     prm: Prm = Prm()
 
     @model_validator(mode="after")
@@ -129,6 +133,17 @@ def _calibration_has_the_sequences(config: Config) -> None:
                 f"and corpus.documents.calibration is {held}",
                 f"give at most {held}",
             )
+
+
+def _judges_are_left(config: Config) -> None:
+    fewest = min(config.corpus.documents.member, config.corpus.documents.nonmember)
+    if config.membership.probe > fewest - JUDGES:
+        raise inconsistent(
+            "membership.probe",
+            config.membership.probe,
+            f"and of {fewest} members or non-members {JUDGES} must be left to judge",
+            f"give at most {max(fewest - JUDGES, 2)}",
+        )
 
 
 def _curvature_can_be_taken(config: Config) -> None:
@@ -189,6 +204,7 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _replicates_are_other_seeds,
     _sequences_fit_the_model,
     _calibration_has_the_sequences,
+    _judges_are_left,
     _curvature_can_be_taken,
     _units_have_neighbors,
     _default_rule_is_made,

@@ -45,8 +45,8 @@ class Documents(Section):
     """Documents a split, dealt at random by seed once near-duplicates are gone."""
 
     public: int = Field(default=4000, ge=1, description="Train a scratch model and its tokenizer.")
-    member: int = Field(default=240, ge=10, description="The target is finetuned on them.")
-    nonmember: int = Field(default=240, ge=10, description="Like the members, never trained on.")
+    member: int = Field(default=300, ge=10, description="The target is finetuned on them.")
+    nonmember: int = Field(default=300, ge=10, description="Like the members, never trained on.")
     calibration: int = Field(
         default=128, ge=1, description="For curvature and activation sparsity."
     )
@@ -254,6 +254,41 @@ class Partition(Section):
         le=2**15 - 1,
         description="Random partitions, for the null band; it takes 20.",
     )
+
+
+class Membership(Section):
+    """Membership inference on the target: attacks' scores, and the probes that shape partitions."""
+
+    probe: int = Field(
+        default=60,
+        ge=2,
+        description="Of the members and of the non-members each, the first so many shape the "
+        "rules contrast, gate and loss_gap; the others judge.",
+    )
+    contrast_draws: int = Field(
+        default=4, ge=2, description="Hutchinson draws of the curvature that contrast compares."
+    )
+    bootstrap: int = Field(
+        default=1000, ge=40, description="Document resamples behind an interval of the scores."
+    )
+    shadows: int = Field(
+        default=0,
+        ge=0,
+        description="Shadow models of LiRA (Carlini et al. 2022, arXiv:2112.03570), each a "
+        "finetuning of the base: 0 for none, or an even number from 4 on.",
+    )
+    lira_variant: Literal["online", "offline"] = Field(
+        default="online",
+        description="online: shadow models trained on a document and others; offline: others.",
+    )
+
+    @model_validator(mode="after")
+    def _shadows_come_in_pairs(self) -> Self:
+        if self.shadows % 2 or self.shadows == 2:
+            raise inconsistent(
+                "shadows", self.shadows, "", "give 0, or an even number of at least 4"
+            )
+        return self
 
 
 class Prm(Section):

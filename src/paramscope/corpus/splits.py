@@ -9,6 +9,7 @@ import pyarrow as pa
 from paramscope.artifacts.digest import seed_of
 from paramscope.errors import RequestError
 
+FEWEST_JUDGES = 10
 SPLITS = ("member", "nonmember", "calibration", "evaluation", "public")
 DOCUMENTS = pa.schema(
     [pa.field("doc_id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]
@@ -46,3 +47,38 @@ def deal(texts: Sequence[str], counts: Mapping[str, int], seed: int) -> dict[str
 def document_id(text: str) -> str:
     """The first 16 hex digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def probes(split: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The first `n` documents of a split of members or non-members: they shape partitions.
+
+    Splits are in random order, so these are a random sample. None of them is among `judges`.
+
+    Raises:
+        RequestError: fewer than two, or too many for `FEWEST_JUDGES` to be left.
+    """
+    if n < 2:
+        raise RequestError(f"{n} probe documents: take 2 or more")
+    _check_judges(split, n)
+    return split.iloc[:n]
+
+
+def judges(split: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The documents of a split after its first `n`, its probes: partitions are judged on them.
+
+    Raises:
+        RequestError: fewer than none as probes, or too many for `FEWEST_JUDGES` to be left.
+    """
+    if n < 0:
+        raise RequestError(f"{n} probe documents: take 0 or more")
+    _check_judges(split, n)
+    return split.iloc[n:]
+
+
+def _check_judges(split: pd.DataFrame, n: int) -> None:
+    left = len(split) - n
+    if left < FEWEST_JUDGES:
+        raise RequestError(
+            f"{n} of {len(split)} documents as probes leave {max(left, 0)} to judge on, fewer than "
+            f"{FEWEST_JUDGES}: take fewer probes, or deal more members and non-members"
+        )

@@ -109,9 +109,12 @@ def _curves(axes: Axes, summary: Mapping[str, Any]) -> None:
             zorder=2,
             gid=f"band {name}",
         )
+        steps = tpr > 0
+        if not steps.all():  # the first rises from below the frame
+            fpr, tpr = np.append(fpr[steps][:1], fpr[steps]), np.append(under, tpr[steps])
         axes.plot(
             fpr,
-            np.maximum(tpr, under),
+            tpr,
             color=colour,
             linestyle=dashes,
             drawstyle="steps-post",
@@ -121,7 +124,7 @@ def _curves(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, 1)
-    axes.set_ylim(low, 1.06)
+    axes.set_ylim(low / 1.15, 1.06)  # one true positive is off the axis
     percent = FuncFormatter(lambda rate, _: f"{100 * rate:g}%")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(percent)
@@ -229,10 +232,12 @@ def _areas(axes: Axes, scores: Mapping[str, Mapping[str, Any]], gate: Mapping[st
             markeredgewidth=0.9,
             gid=f"blind {blind['name']}",
         )
+        high = blind["auc"] > 0.8  # no room to its right
         axes.text(
-            max(blind["auc"], 0.5) + 0.025,
+            blind["auc"] - 0.025 if high else max(blind["auc"], 0.5) + 0.025,
             y,
             f"p = {number(blind['p_holm'])}",
+            ha="right" if high else "left",
             va="center",
             fontsize=SMALL,
             color=GREY,

@@ -1,11 +1,15 @@
 """Log-probabilities of the tokens that came next."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
+
+CHUNK_BYTES = 2**20  # of logits that a softmax is taken of at a time: they stay in the cache
 
 
 def log_probabilities(model: PreTrainedModel, batch: Sequences) -> Tensor:
@@ -47,3 +51,59 @@ def document_losses(log_probs: Tensor, lengths: Tensor) -> Tensor:
     `log_probs` [S, T−1] is 0 beyond a document's end; `lengths` [S] counts its tokens.
     """
     return -log_probs.sum(1) / (lengths - 1)
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What a model says of each next token: [S, T−1] in float64, 0 where there is no text.
+
+    Attributes:
+        log_probs: log p of the token that came.
+        mean: expectation of log p over the vocabulary under p, the entropy's negative; None
+            unless asked for.
+        deviation: its standard deviation, likewise.
+    """
+
+    log_probs: Tensor
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
+
+
+@torch.no_grad()
+def token_statistics(
+    model: PreTrainedModel, sequences: Sequences, batch_size: int, moments: bool
+) -> TokenStatistics:
+    """Statistics of all next tokens, with the mean and deviation of log p if `moments`.
+
+    Softmax and moments are taken a few tokens at a time, in float32 at least: the logits of a
+    batch are held once, and nothing else of their size.
+    """
+    shape = (3 if moments else 1, len(sequences), sequences.ids.shape[1] - 1)
+    found = torch.zeros(shape, dtype=torch.float64, device=sequences.ids.device)
+    start = 0
+    for batch in sequences.batches(batch_size):
+        scores = logits(model, batch.ids)
+        size = max(1, CHUNK_BYTES // (4 * scores.shape[-1]))
+        for rows in batch.predicted.nonzero().split(size):
+            document, place = rows.unbind(1)
+            chosen = batch.ids[document, place + 1]
+            found[:, start + document, place] = _statistics(
+                scores[document, place], chosen, moments
+            ).double()
+        start += len(batch)
+    return TokenStatistics(*found)
+
+
+def _statistics(scores: Tensor, chosen: Tensor, moments: bool) -> Tensor:
+    """log p of the chosen tokens and, if asked, μ and σ of log p: [1 or 3, n] of scores [n, V]."""
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores = scores.float()
+    log_p = scores.log_softmax(-1)
+    own = log_p.gather(-1, chosen[:, None]).squeeze(-1)
+    if not moments:
+        return own[None]
+    p = log_p.exp()
+    mean = torch.linalg.vecdot(p, log_p)
+    log_p -= mean[:, None]  # centred before it is squared: no cancellation
+    deviation = torch.linalg.vecdot(p.mul_(log_p), log_p).sqrt()
+    return torch.stack([own, mean, deviation])

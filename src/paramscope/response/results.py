@@ -75,6 +75,11 @@ def curvature_record(summary: pd.DataFrame, spotcheck: Record) -> dict[str, Any]
     }
 
 
+def membership_record(summary: Record) -> dict[str, Any]:
+    """Attacks on the target, all but the points of their curves."""
+    return {name: value for name, value in _content(summary).items() if name != "curves"}
+
+
 def training_record(history: pd.DataFrame) -> dict[str, float]:
     """The last row of a model's training: losses in nats a token, AUC of the loss attack."""
     last = history.iloc[-1]
