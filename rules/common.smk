@@ -197,6 +197,14 @@ def shadow_options(wildcards, input):
     return f"{repeated('shadow', input.shadows)} --lira-variant {variant}"
 
 
+def classes_file(wildcards):
+    """Where a partition's classes are: a table of units, or directions."""
+    folder = f"results/{wildcards.model}/geometry"
+    if wildcards.rule == "kfac":
+        return f"{folder}/directions.pt"
+    return f"{folder}/partition/{wildcards.rule}.parquet"
+
+
 def null_is_measured(name):
     """Whether a rule is the control, measured at the scale of +5% perplexity alone."""
     return name == "random" and config["prm"]["scales"] == "auto"

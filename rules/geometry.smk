@@ -195,12 +195,104 @@ rule activation_sparsity:
         " --length {params.length} {params.compute} > {log} 2>&1"
 
 
+rule membership_features:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+    output:
+        "results/{model}/geometry/membership.parquet",
+    params:
+        code=code_digest("cli.membership_features"),
+        target=target_folder,
+        probe=config["membership"]["probe"],
+        draws=config["membership"]["contrast_draws"],
+        batch=config["curvature"]["batch"],
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/membership_features.log",
+    benchmark:
+        "benchmarks/{model}/membership_features.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "what holds up the loss gap of {wildcards.model}, by unit"
+    shell:
+        "paramscope membership-features {params.target} {input.member} {input.nonmember}"
+        " {output} --probe {params.probe} --draws {params.draws} --batch {params.batch}"
+        " --length {params.length} --seed {params.seed} {params.compute} > {log} 2>&1"
+
+
+rule kfac:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        calibration="results/{model}/corpus/calibration.parquet",
+    output:
+        "results/{model}/curvature/kfac.pt",
+    params:
+        code=code_digest("cli.kfac"),
+        target=target_folder,
+        draws=config["kfac"]["draws"],
+        sizes=options({k: config["curvature"][k] for k in ("graph", "batch", "memory_gb")}),
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/kfac.log",
+    benchmark:
+        "benchmarks/{model}/kfac.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "Kronecker factors of the curvature of {wildcards.model}"
+    shell:
+        "paramscope kfac {params.target} {input.calibration} {output} --draws {params.draws}"
+        " {params.sizes} --length {params.length} --seed {params.seed} {params.compute}"
+        " > {log} 2>&1"
+
+
+rule directions:
+    input:
+        "results/{model}/curvature/kfac.pt",
+    output:
+        "results/{model}/geometry/directions.pt",
+    params:
+        code=code_digest("cli.directions"),
+        classes=options({k: config["kfac"][k] for k in ("by", "share")}),
+        seed=run_seed,
+    log:
+        "logs/{model}/directions.log",
+    benchmark:
+        "benchmarks/{model}/directions.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "eigen-directions of the curvature of {wildcards.model}"
+    shell:
+        "paramscope directions {input} {output} {params.classes} --seed {params.seed}"
+        " > {log} 2>&1"
+
+
 rule units:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
         diagonal="results/{model}/curvature/diagonal.pt",
         sparsity="results/{model}/activations/sparsity.parquet",
         eigenspace="results/{model}/curvature/eigenspace.pt",
+        membership="results/{model}/geometry/membership.parquet",
     output:
         "results/{model}/geometry/units.parquet",
     wildcard_constraints:
@@ -208,6 +300,7 @@ rule units:
     params:
         code=code_digest("cli.units"),
         target=target_folder,
+        granularity=config["partition"]["granularity"],
     log:
         "logs/{model}/units.log",
     benchmark:
@@ -221,7 +314,8 @@ rule units:
         "features of every unit of {wildcards.model}"
     shell:
         "paramscope units {params.target} {input.diagonal} {input.sparsity} {input.eigenspace}"
-        " {output} > {log} 2>&1"
+        " {output} --membership {input.membership} --granularity {params.granularity}"
+        " > {log} 2>&1"
 
 
 rule planted_units:

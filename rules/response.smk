@@ -78,7 +78,7 @@ rule membership:
 rule noise_range:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
-        partition="results/{model}/geometry/partition/{rule}.parquet",
+        partition=classes_file,
         evaluation="results/{model}/corpus/evaluation.parquet",
     output:
         "results/{model}/prm/{rule}.range.json",
@@ -110,7 +110,7 @@ rule noise_range:
 rule prm:
     input:
         target=multiext("results/{model}/target/", *WEIGHTS),
-        partition="results/{model}/geometry/partition/{rule}.parquet",
+        partition=classes_file,
         ranges=noise_scales,
         diagonal="results/{model}/curvature/diagonal.pt",
         member="results/{model}/corpus/member.parquet",

@@ -30,6 +30,14 @@ SECTIONS = {
     | {"seeds": DEFAULT["prm"]["seeds_per_shard"], "probe": DEFAULT["membership"]["probe"]},
     "membership": DEFAULT["membership"] | {"min_k": DEFAULT["prm"]["min_k"]},
     "shadow": DEFAULT["target"],
+    "membership_features": {
+        "probe": DEFAULT["membership"]["probe"],
+        "draws": DEFAULT["membership"]["contrast_draws"],
+        "batch": DEFAULT["curvature"]["batch"],
+    },
+    "kfac": DEFAULT["kfac"],
+    "directions": DEFAULT["kfac"],
+    "units": {"granularity": DEFAULT["partition"]["granularity"]},
 }
 SHARED = {name: DEFAULT[name] for name in ("seed", "length", "device", "dtype")}
 

@@ -68,8 +68,8 @@ def test_negative_curvature_of_a_noisy_estimate_is_raised_to_the_floor():
 
 def test_features_that_cannot_be_standardised_are_named():
     units = plant(300)
-    with pytest.raises(RequestError, match="lack the feature gate"):
-        standardise(units, ["gate"])
+    with pytest.raises(RequestError, match="lack the feature height"):
+        standardise(units, ["height"])
     for wrong in (np.nan, np.inf):
         broken = units.copy()
         broken.loc[3, "weight_rms"] = wrong

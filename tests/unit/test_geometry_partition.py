@@ -18,7 +18,26 @@ def made(rows=(13, 8, 3), seed=0):
     frame["curvature_mean"] = rng.lognormal(size=len(frame))
     frame["alignment"] = rng.uniform(size=len(frame))
     frame["sparsity"] = rng.uniform(size=len(frame))
+    frame["gate"] = rng.normal(size=len(frame))
+    frame["loss_gap"] = rng.lognormal(size=len(frame))
+    frame["contrast"] = frame["tensor"].map({"a": 0.4, "b": -0.2, "c": 0.1})
+    frame["n_parameters"] = 9
     return frame
+
+
+def tensors(sizes, contrasts):
+    """Units of tensors a, b, …: one parameter a row, so a size is a number of rows."""
+    names = "abcdefgh"[: len(sizes)]
+    units = [(f"{t}:{r}", t, r, c) for t, n, c in zip(names, sizes, contrasts, strict=True)
+             for r in range(n)]  # fmt: skip
+    return pd.DataFrame(units, columns=["unit", "tensor", "row", "contrast"]).assign(n_parameters=1)
+
+
+def by_tensor(units, found):
+    """The one label of each tensor's units, F, S or B, in the order of tensors."""
+    given = found["label"].groupby(units["tensor"]).unique()
+    assert (given.map(len) == 1).all()
+    return "".join(label[0][2].upper() for label in given)
 
 
 def labels(units, rule, **options):
@@ -76,6 +95,102 @@ def test_curvature_takes_exact_quarters_of_every_tensor_by_order():
         expected = ["W_sens"] * quarter + ["W_both"] * (len(rows) - 2 * quarter)
         expected += ["W_func"] * quarter
         assert found[ordered].tolist() == expected, tensor
+
+
+@pytest.mark.parametrize("rule", ["gate", "loss_gap"])
+def test_gate_and_loss_gap_take_quarters_with_the_highest_as_sens(rule):
+    units = made()
+    mirrored = units.assign(curvature_mean=-units[rule])  # the lowest curvature is W_sens
+    pd.testing.assert_series_equal(labels(units, rule), labels(mirrored, "curvature"))
+    top = units[units["tensor"] == "a"].nlargest(3, rule)["unit"]
+    assert (labels(units, rule)[top] == "W_sens").all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "contrasts", "expected"),
+    [
+        ([4, 4, 4, 4], [0.1, 0.9, -0.3, 0.2], "BSFB"),  # a quarter each, exactly
+        ([3, 4, 4, 5], [0.1, 0.9, -0.3, 0.2], "BSFB"),
+        ([2, 2, 4, 5, 3], [0.9, 0.8, 0.1, 0.0, -0.9], "SSBFF"),  # 4 of 16 and, past 3, 3 + 5
+        ([1, 8, 1], [0.9, 0.5, 0.1], "SBF"),  # both ends reach for the middle one
+        ([5, 5], [0.1, 0.2], "FS"),
+        ([7], [0.3], "B"),
+    ],
+)
+def test_contrast_takes_whole_tensors_until_a_quarter(sizes, contrasts, expected):
+    units = tensors(sizes, contrasts)
+    found = label_units(units, "contrast")
+    assert by_tensor(units, found) == expected
+    shuffled = units.sample(frac=1, random_state=0)
+    again = label_units(shuffled, "contrast").set_index("unit")["label"]
+    assert (again[found["unit"]].to_numpy() == found["label"].to_numpy()).all()
+
+
+def test_contrasts_ends_hold_a_quarter_each_and_no_tensor_more():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes, contrasts = rng.integers(1, 20, 8), rng.normal(size=8)
+        units = tensors(sizes, contrasts)
+        given = dict(zip("abcdefgh", by_tensor(units, label_units(units, "contrast")), strict=True))
+        contrast = dict(zip("abcdefgh", contrasts, strict=True))
+        size = dict(zip("abcdefgh", sizes, strict=True))
+        for label, sign in (("S", 1), ("F", -1)):
+            end = sorted((t for t in given if given[t] == label), key=lambda t: sign * contrast[t])
+            rest = [t for t in given if given[t] == "B"]
+            assert sum(size[t] for t in end) >= sum(sizes) / 4
+            assert sum(size[t] for t in end[1:]) < sum(sizes) / 4  # without its last, too few
+            assert all(sign * contrast[t] < sign * contrast[end[0]] for t in rest)
+
+
+def test_units_that_are_tensors_are_ordered_over_the_whole_model():
+    sizes = [40, 10, 10, 10, 10, 20]  # a quarter is 25
+    units = pd.DataFrame({"unit": list("abcdef"), "tensor": list("abcdef"), "row": 0})
+    units = units.assign(n_parameters=sizes, gate=[0.0, 5, 4, 3, -1, -2])
+    found = label_units(units, "gate")
+    assert by_tensor(units, found) == "BSSSFF"
+    like = label_units(units, "random", like=found, draws=40, seed=1)
+    drawn = like.pivot_table(index="draw", columns="unit", values="label", aggfunc="first")
+    assert (drawn[["a", "f"]] == ["W_both", "W_func"]).all(axis=None)  # alone in their sizes
+    four = drawn[list("bcde")]
+    assert ((four == "W_sens").sum(axis=1) == 3).all()
+    assert (four == "W_func").any().all()  # each takes the place of the fourth now and then
+
+
+def test_random_permutes_whole_tensors_where_the_reference_has_nothing_else():
+    sizes = [8, 8, 8, 8, 40, 41, 41, 42]
+    units = tensors(sizes, [0.9, 0.8, 0.7, 0.1, 0.2, 0.0, -0.1, -0.2])
+    like = label_units(units, "contrast")
+    reference = by_tensor(units, like)
+    assert reference == "SSSBSBFF"
+    drawn = label_units(units, "random", like=like, draws=60, seed=2)
+    seen = []
+    for _, rows in drawn.groupby("draw"):
+        given = by_tensor(units, rows.reset_index(drop=True))
+        # sizes within 5% of each other are one: labels move among 8, 8, 8, 8 and among the rest
+        assert sorted(given[:4]) == sorted(reference[:4])
+        assert sorted(given[4:]) == sorted(reference[4:])
+        seen.append(given)
+    assert len(set(seen)) > 20  # of 4 · 12 arrangements
+    share = np.mean([given[3] == "S" for given in seen])
+    assert share == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 60))
+    again = label_units(units.sample(frac=1, random_state=3), "random", like=like, draws=60, seed=2)
+    key = ["draw", "unit"]
+    pd.testing.assert_frame_equal(
+        again.sort_values(key, ignore_index=True), drawn.sort_values(key, ignore_index=True)
+    )
+
+
+def test_the_stage_that_makes_a_missing_feature_is_named():
+    for rule in ("gate", "loss_gap", "contrast"):
+        for units in (made().drop(columns=rule), made().assign(**{rule: np.nan})):
+            with pytest.raises(RequestError, match=f"{rule} needs .*membership-features"):
+                label_units(units, rule)
+    with pytest.raises(RequestError, match="stage units"):
+        label_units(made().drop(columns="curvature_mean"), "curvature")
+    half = made()
+    half.loc[0, "gate"] = np.nan
+    with pytest.raises(RequestError, match="not finite"):
+        label_units(half, "gate")
 
 
 def test_curvature_is_blind_to_monotone_transforms_and_to_the_rows_order():

@@ -113,4 +113,21 @@ def test_the_planted_path_needs_no_torch_and_little_memory_and_says_synthetic(tm
     assert record["provenance"]["synthetic"] is True
     assert record["n_units"] == len(read_table(tmp_path / "embedding.parquet")) == 900
     assert record["n_clusters"] >= 3
-    assert read_table(tmp_path / "random.parquet")["draw"].nunique() == 10
+    assert read_table(tmp_path / "random.parquet")["draw"].nunique() == 20
+
+
+def test_planted_membership_tells_the_classes_and_is_consistent():
+    units = plant(5000, seed=0)
+    for label, rows in units.groupby("planted_label"):
+        # 4 errors of the mean of > 1,000 normal values of deviation .0005
+        expected = POPULATIONS[label].gate
+        assert abs(rows["gate"].mean() - expected) < 4 * 5e-4 / 1000**0.5
+    assert (units.groupby("tensor")["contrast"].nunique() == 1).all()
+    first, last = (units[units["layer"] == layer]["contrast"].mean() for layer in (0, 5))
+    assert last - first == pytest.approx(0.6, abs=4 * 0.05 * (2 / 6) ** 0.5)
+    # |γ| = |⟨w, d⟩| can't be above ‖w‖·‖d‖ (Cauchy and Schwarz)
+    norms = units["weight_rms"] * units["n_parameters"] ** 0.5
+    assert (units["gate"].abs() <= 0.5 * norms * units["loss_gap"] * (1 + 1e-12)).all()
+    found = label_units(units, "gate")["label"]
+    assert (units["planted_label"][found == "W_sens"] == "W_sens").mean() > 0.9
+    assert set(label_units(units, "contrast")["label"]) == {"W_func", "W_sens", "W_both"}

@@ -7,7 +7,9 @@ from scipy.stats import binom
 
 from paramscope.errors import ArtifactError
 from paramscope.geometry.sparsity import unit_layers
+from paramscope.models.load import logits
 from paramscope.models.sequences import padded
+from paramscope.response.classes import UnitClasses
 from paramscope.response.comparisons import sign_flip_p
 from paramscope.response.noise import NoiseSource, UnitSet
 from paramscope.response.sweep import Judge, sweep
@@ -96,7 +98,14 @@ def partition():
 
 def test_no_noise_changes_no_bit_and_no_score(judge):
     model = make_tiny()
-    frame = sweep(model, judge, partition(), sigmas=everywhere([0.0]), seeds=range(2), seed=0)
+    frame = sweep(
+        model,
+        judge,
+        UnitClasses(model, partition()),
+        sigmas=everywhere([0.0]),
+        seeds=range(2),
+        seed=0,
+    )
     for column in frame.columns[frame.columns.str.startswith("delta")]:
         assert (frame[column] == 0).all(), column
     assert (frame["noise_energy"] == 0).all()
@@ -104,7 +113,14 @@ def test_no_noise_changes_no_bit_and_no_score(judge):
 
 def test_a_response_is_that_of_a_model_perturbed_by_hand(judge):
     model = make_tiny()
-    frame = sweep(model, judge, partition(), sigmas=everywhere([0.3]), seeds=range(1, 3), seed=9)
+    frame = sweep(
+        model,
+        judge,
+        UnitClasses(model, partition()),
+        sigmas=everywhere([0.3]),
+        seeds=range(1, 3),
+        seed=9,
+    )
     assert len(frame) == 3 * 2 * 2
     baseline = judge(model)
     other = make_tiny()
@@ -122,9 +138,23 @@ def test_a_response_is_that_of_a_model_perturbed_by_hand(judge):
 
 def test_sharding_changes_nothing(judge):
     model = make_tiny()
-    whole = sweep(model, judge, partition(), sigmas=everywhere([0.3, 0.6]), seeds=range(3), seed=0)
+    whole = sweep(
+        model,
+        judge,
+        UnitClasses(model, partition()),
+        sigmas=everywhere([0.3, 0.6]),
+        seeds=range(3),
+        seed=0,
+    )
     parts = [
-        sweep(model, judge, partition(), sigmas=everywhere([0.3, 0.6]), seeds=seeds, seed=0)
+        sweep(
+            model,
+            judge,
+            UnitClasses(model, partition()),
+            sigmas=everywhere([0.3, 0.6]),
+            seeds=seeds,
+            seed=0,
+        )
         for seeds in (range(1), range(1, 3))
     ]
     pd.testing.assert_frame_equal(whole, pd.concat(parts, ignore_index=True))
@@ -133,7 +163,10 @@ def test_sharding_changes_nothing(judge):
 def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
     drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
     drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
-    frame = sweep(make_tiny(), judge, drawn, sigmas=everywhere([0.5]), seeds=range(3), seed=0)
+    model = make_tiny()
+    frame = sweep(
+        model, judge, UnitClasses(model, drawn), sigmas=everywhere([0.5]), seeds=range(3), seed=0
+    )
     assert frame.groupby("seed")["draw"].unique().str[0].tolist() == [0, 1, 0]
     counts = frame[frame["class"] == "W_both"].groupby("draw")["n_units"].first().tolist()
     assert counts == [8, 8]
@@ -165,7 +198,14 @@ def test_small_noise_costs_what_the_hessian_says(sequences):
 
 def mean_responses(model, judge, partition, seed):
     """Δlog PPL of W_func and of W_sens, the mean of ± of each of 8 noise seeds."""
-    frame = sweep(model, judge, partition, sigmas=everywhere([0.3]), seeds=range(8), seed=seed)
+    frame = sweep(
+        model,
+        judge,
+        UnitClasses(model, partition),
+        sigmas=everywhere([0.3]),
+        seeds=range(8),
+        seed=seed,
+    )
     means = frame.groupby(["class", "seed"])["delta_log_ppl"].mean()
     return means["W_func"].to_numpy(), means["W_sens"].to_numpy()
 
@@ -218,7 +258,15 @@ def test_kinds_of_noise_differ_in_their_deviation(judge):
     assert abs(whole.energy(absolute) - 144) < 4 * 288**0.5
     scales = everywhere([0.2])
     frames = {
-        kind: sweep(model, judge, partition(), sigmas=scales, seeds=range(6), seed=0, kind=kind)
+        kind: sweep(
+            model,
+            judge,
+            UnitClasses(model, partition()),
+            sigmas=scales,
+            seeds=range(6),
+            seed=0,
+            kind=kind,
+        )
         for kind in ("relative", "equal_energy")
     }
     ratios = {
@@ -266,3 +314,38 @@ def test_curvature_foretells_the_mean_rise_of_the_loss():
     error_of_mean = float(measured.std() / 150**0.5)
     assert abs(float(measured.mean()) - scale**2 * change) < 4 * error_of_mean
     assert error_of_mean < 0.25 * abs(scale**2 * change)  # and that says something
+
+
+def test_directions_are_swept_like_units(judge):
+    """The same stages take eigen-directions: classes by curvature, in ranges and sweep alike."""
+    from paramscope.curvature.kfac import eigen, kfac_factors
+    from paramscope.geometry.directions import label_directions
+    from paramscope.response.classes import DirectionClasses
+    from paramscope.response.ranges import find_ranges
+
+    model = make_tiny()
+    text = padded([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]], ["a", "b"])
+    factors = kfac_factors(model, text, range(1), seed=0, batch_size=2)
+    labelled = label_directions({name: eigen(one) for name, one in factors.items()})
+    classes = DirectionClasses(model, labelled)
+    before = state(model)
+    with torch.no_grad():
+        z = logits(model, text.ids)
+
+    def moved(perturbed):  # grows like σ², as a trained model's log perplexity does
+        with torch.no_grad():
+            return float((logits(perturbed, text.ids) - z).square().mean())
+
+    found = find_ranges(model, moved, classes, kind="relative", seeds=range(1), seed=0)
+    assert all(one.reached for one in found.values())
+    assert set(found) == {"W_func", "W_sens", "W_both"}
+    assert found["W_func"].sigma_low < found["W_sens"].sigma_low  # steep directions cost more
+    frame = sweep(model, judge, classes, sigmas=everywhere([0.3]), seeds=range(2), seed=0)
+    assert (frame.groupby("class")["delta_log_ppl"].mean().abs() > 0).all()
+    sizes = frame.groupby("class")["n_parameters"].first()
+    total = sum(
+        value.numel() for n, value in before.items() if n.removesuffix(".weight") in labelled
+    )
+    assert sizes.sum() == total
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)

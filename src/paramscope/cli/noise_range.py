@@ -22,7 +22,10 @@ from paramscope.cli.options import (
 
 def noise_range(
     model: ModelFolder,
-    partition: Annotated[Path, Argument(help="Classes of the units; its first draw is looked at.")],
+    partition: Annotated[
+        Path,
+        Argument(help="Classes: a table of units, its first draw, or a .pt file of directions."),
+    ],
     evaluation: Annotated[Path, Argument(help="Text for perplexity.")],
     output: Output,
     points: Annotated[int, Option(help="Scales a class, from low to high in equal ratios.")] = 4,
@@ -48,17 +51,19 @@ def noise_range(
     from paramscope.models.load import load_model
     from paramscope.models.losses import token_log_probabilities
     from paramscope.models.sequences import load_tokenizer, windows
+    from paramscope.response.classes import read_classes
     from paramscope.response.ranges import find_ranges, record
 
     place = choose_device(device, threads)
     text = read_table(evaluation, ["text"])["text"].tolist()
     windowed = windows(load_tokenizer(model), text, length, stride=length).to(place)
+    network = load_model(model, place, DTYPES[dtype])
     found = find_ranges(
-        load_model(model, place, DTYPES[dtype]),
-        lambda network: log_perplexity(
-            token_log_probabilities(network, windowed, batch), windowed.lengths
+        network,
+        lambda perturbed: log_perplexity(
+            token_log_probabilities(perturbed, windowed, batch), windowed.lengths
         ),
-        read_table(partition, ["unit", "label", "draw"]),
+        read_classes(partition, network),
         kind=noise.value,
         seeds=range(seeds),
         seed=seed,

@@ -12,12 +12,16 @@ def partition(
     units: Annotated[Path, Argument(help="Table of units with their features.")],
     output: Output,
     rule: Annotated[
-        str, Option(help="origin, origin_quantile, curvature, or random (a control).")
+        str,
+        Option(
+            help="origin, origin_quantile, curvature, contrast, gate, loss_gap, or random "
+            "(a control)."
+        ),
     ] = "curvature",
     like: Annotated[
         Path | None, Option(help="Partition whose labels the rule random permutes.")
     ] = None,
-    draws: Annotated[int, Option(help="Draws of the rule random, 5 or more.")] = 10,
+    draws: Annotated[int, Option(help="Draws of the rule random, 5 or more.")] = 20,
     seed: Seed = 0,
 ) -> None:
     """Give every unit a class, W_func, W_sens or W_both, by a rule on its features."""

@@ -22,7 +22,9 @@ from paramscope.cli.options import (
 
 def prm(
     model: ModelFolder,
-    partition: Annotated[Path, Argument(help="Classes of the units.")],
+    partition: Annotated[
+        Path, Argument(help="Classes: a table of units, or a .pt file of directions.")
+    ],
     member: Annotated[Path, Argument(help="Documents that the model was finetuned on.")],
     nonmember: Annotated[Path, Argument(help="Documents that it never saw.")],
     evaluation: Annotated[Path, Argument(help="Text for perplexity.")],
@@ -66,16 +68,18 @@ def prm(
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.corpus.splits import judges
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.errors import RequestError
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer, windows
+    from paramscope.response.classes import read_classes
     from paramscope.response.ranges import scales
     from paramscope.response.responses import RESPONSES
     from paramscope.response.sweep import Judge, curvature_of, sweep
 
-    classes = read_table(partition, ["unit", "label", "draw"])
-    labels = only or sorted(classes["label"].unique())
-    chosen = scales(labels, sigma, None if ranges is None else read_record(ranges), noise, iso)
+    given = None if ranges is None else read_record(ranges)
+    if (given is None) == (sigma is None):
+        raise RequestError("noise needs scales: give --sigma, or --ranges, and not both")
     place = choose_device(device, threads)
     encode = load_tokenizer(model)
     members, nonmembers = (
@@ -94,11 +98,12 @@ def prm(
         device=place,
     )
     network = load_model(model, place, DTYPES[dtype])
+    classes = read_classes(partition, network)
     responses = sweep(
         network,
         judge,
         classes,
-        sigmas=chosen,
+        sigmas=scales(only or classes.labels, sigma, given, noise, iso),
         seeds=range(first, first + seeds),
         seed=seed,
         kind=noise.value,

@@ -1,11 +1,20 @@
 """Stage `units`: every unit with its features."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument
+from typer import Argument, Option
 
 from paramscope.cli.options import ModelFolder, Output
+
+
+class Granularity(StrEnum):
+    """What a unit is."""
+
+    row = "row"
+    tensor = "tensor"
+    neuron = "neuron"
 
 
 def units(
@@ -14,8 +23,15 @@ def units(
     sparsity: Annotated[Path, Argument(help="Table of activation sparsity.")],
     eigenspace: Annotated[Path, Argument(help="Leading eigenpairs, eigenspace.pt.")],
     output: Output,
+    membership: Annotated[
+        Path | None,
+        Option(help="Table of membership-features; without it gate, loss_gap, contrast are null."),
+    ] = None,
+    granularity: Annotated[
+        Granularity, Option(help="A unit is an output row, a tensor, or an MLP's neuron.")
+    ] = Granularity.row,
 ) -> None:
-    """Gather what curvature, activations, eigenspace and weights say of each unit."""
+    """Gather what curvature, activations, eigenspace, weights and members say of each unit."""
     arguments = dict(locals())
     import torch
 
@@ -23,6 +39,7 @@ def units(
     from paramscope.artifacts.tables import read_table, write_table
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.geometry.features import UNITS
+    from paramscope.geometry.membership import MEMBERSHIP
     from paramscope.geometry.units import units_table
     from paramscope.models.load import load_model
 
@@ -34,7 +51,10 @@ def units(
         {n.removeprefix(prefix): v for n, v in curvature.items() if n.startswith(prefix)},
         read_table(sparsity, ["unit", "sparsity"]),
         {n.removeprefix("vector/"): v for n, v in read_tensors(eigenspace).items()},
+        None if membership is None else read_table(membership, MEMBERSHIP.names),
+        granularity.value,
     )
     made_by = provenance("cli.units", arguments)
     write_table(output, table, UNITS, made_by)
-    print(f"{len(table)} units of {table['n_parameters'].sum():,} parameters in {output}")
+    parameters = table["n_parameters"].sum()
+    print(f"{len(table)} units ({granularity.value}) of {parameters:,} parameters in {output}")

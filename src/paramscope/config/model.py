@@ -16,6 +16,7 @@ from paramscope.config.sections import (
     CurvatureBlocks,
     Eigenspace,
     Embedding,
+    Kfac,
     Membership,
     Partition,
     Prm,
@@ -70,6 +71,7 @@ class Config(Section):
     target: Target = Target()
     curvature: Curvature = Curvature()
     curvature_blocks: CurvatureBlocks = CurvatureBlocks()
+    kfac: Kfac = Kfac()
     spotcheck: Spotcheck = Spotcheck()
     eigenspace: Eigenspace = Eigenspace()
     activation_sparsity: ActivationSparsity = ActivationSparsity()
@@ -189,7 +191,8 @@ def _default_rule_is_made(config: Config) -> None:
 
 
 def _responses_have_partitions(config: Config) -> None:
-    missing = [rule for rule in config.prm.rules if rule not in config.partition.rules]
+    units = [rule for rule in config.prm.rules if rule != "kfac"]
+    missing = [rule for rule in units if rule not in config.partition.rules]
     if missing:
         raise inconsistent(
             "prm.rules",

@@ -12,8 +12,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from paramscope.config.section import Section, inconsistent
 
+PrmRule = Literal[
+    "curvature", "origin", "origin_quantile", "contrast", "gate", "loss_gap", "random", "kfac"
+]
 BLIND_SCORES = 2  # that the gate tests: length after zlib, and a bag of words
-Rule = Literal["curvature", "origin", "origin_quantile", "random"]
+Rule = Literal["curvature", "origin", "origin_quantile", "contrast", "gate", "loss_gap", "random"]
 
 
 def _unique(rules: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,6 +32,11 @@ def _increasing(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+PrmRules = Annotated[
+    tuple[PrmRule, ...],
+    Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_unique),
+]
 Rules = Annotated[
     tuple[Rule, ...],
     Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
@@ -184,6 +192,19 @@ class Curvature(Section):
     )
 
 
+class Kfac(Section):
+    """Kronecker factors of the curvature, whose directions the rule kfac of prm.rules classes."""
+
+    draws: int = Field(default=4, ge=1, description="Draws of the outputs' factors.")
+    by: Literal["count", "mass"] = Field(
+        default="count",
+        description="count: a share of each weight's directions at either end; mass: those of "
+        "highest curvature that hold a share of it, and the rest (Merullo et al. 2025, "
+        "arXiv:2510.24256).",
+    )
+    share: float = Field(default=0.25, gt=0, lt=1, description="That share.")
+
+
 class CurvatureBlocks(Section):
     """Diagonal blocks of the Gauss-Newton matrix; made by: snakemake curvature_blocks."""
 
@@ -240,9 +261,19 @@ class Partition(Section):
     """Rules that call each unit W_func, W_sens or W_both."""
 
     rules: Rules = Field(
-        default=("curvature", "origin", "origin_quantile", "random"),
-        description="curvature: quarters by curvature within a tensor; origin: thresholds on "
-        "alignment and sparsity; origin_quantile: the same on percentiles; random: the control.",
+        default=(
+            *("contrast", "curvature", "origin", "origin_quantile", "gate", "loss_gap"),
+            "random",
+        ),
+        description="contrast: curvature on members against that on non-members, by tensor; "
+        "curvature: quarters by curvature within a tensor; origin: thresholds on alignment and "
+        "sparsity; origin_quantile: the same on percentiles; gate: signed gradient of the loss "
+        "gap along the weights; loss_gap: that gradient's norm; random: the control.",
+    )
+    granularity: Literal["row", "tensor", "neuron"] = Field(
+        default="row",
+        description="What a unit is. row: an output row with its bias; tensor: a weight with its "
+        "bias; neuron: an MLP neuron, its row and bias in and its column out.",
     )
     default: Rule = Field(
         default="curvature",
@@ -294,8 +325,10 @@ class Membership(Section):
 class Prm(Section):
     """Perturbation response mapping: noise in one class, then perplexity and membership attacks."""
 
-    rules: Rules = Field(
-        default=("curvature", "origin_quantile", "random"), description="Among partition.rules."
+    rules: PrmRules = Field(
+        default=("contrast", "curvature", "origin", "random"),
+        description="Among partition.rules; or kfac, eigen-directions of Kronecker-factored "
+        "curvature (Merullo et al. 2025, arXiv:2510.24256).",
     )
     noise: Literal["relative", "absolute", "equal_energy"] = Field(
         default="relative",

@@ -1,6 +1,7 @@
 """The table of units, and its features made comparable.
 
-A unit is an output row of a weight matrix with its bias.
+A unit is an output row of a weight matrix with its bias, a tensor, or an MLP's neuron; all
+units of a table are of one such granularity.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,12 @@ UNITS = pa.schema(
         pa.field("alignment_percentile", pa.float64(), nullable=False),
         pa.field("weight_rms", pa.float64(), nullable=False),
         pa.field("saliency", pa.float64(), nullable=False),
+        pa.field("gate", pa.float64()),
+        pa.field("loss_gap", pa.float64()),
+        pa.field("contrast", pa.float64()),
     ]
 )
+MEMBERSHIP_FEATURES = ("gate", "loss_gap", "contrast")  # null where no membership table was given
 
 # curvature_sum is left out: it is curvature_mean times the row's length, so it would count the
 # same measurement twice. The percentile stands in for the alignment, whose raw values crowd

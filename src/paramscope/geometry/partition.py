@@ -1,4 +1,7 @@
-"""Rules that give every unit a class: W_func, W_sens, or W_both."""
+"""Rules that give every unit a class: W_func, W_sens, or W_both.
+
+A rule on a score takes a quarter of the units at each end of it (`quarters`).
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -8,9 +11,11 @@ import pyarrow as pa
 
 from paramscope.artifacts.digest import seed_of
 from paramscope.errors import RequestError
-from paramscope.geometry.features import percentile
+from paramscope.geometry.features import MEMBERSHIP_FEATURES, percentile
+from paramscope.geometry.quarters import ends_by_size, like_sizes, quarters
 
 FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
+OF_END = {1: SENS, 0: BOTH, -1: FUNC}
 PARTITION = pa.schema(
     [
         pa.field("unit", pa.string(), nullable=False),
@@ -18,7 +23,7 @@ PARTITION = pa.schema(
         pa.field("draw", pa.int16(), nullable=False),
     ]
 )
-DRAWS = 10
+DRAWS = 20
 FEWEST_DRAWS = 5
 
 
@@ -78,34 +83,60 @@ def origin_quantile(units: pd.DataFrame) -> pd.Series:
 
 
 def curvature(units: pd.DataFrame) -> pd.Series:
-    """Label within each tensor: the lowest quarter by curvature_mean W_sens, the highest W_func.
+    """Label by quarters: the lowest by curvature_mean W_sens, the highest W_func.
 
-    A quarter is ⌊rows/4⌋. Ties are ordered by a hash of the unit's name, which favours no row.
     Source: Merullo et al. 2025 (arXiv:2510.24256), who find memorised text in the directions
-    of low curvature; here by rows in place of eigen-directions.
+    of low curvature; here by units in place of eigen-directions.
     """
-    ordered = pd.DataFrame(
-        {
-            "tensor": units["tensor"],
-            "curvature": _feature(units, "curvature", "curvature_mean"),
-            "tie": [seed_of("tie", unit) for unit in units["unit"]],
-        }
-    ).sort_values(["curvature", "tie"])
-    place = ordered.groupby("tensor").cumcount()
-    rows = ordered.groupby("tensor")["curvature"].transform("size")
-    labels = pd.Series(BOTH, index=ordered.index)
-    labels[place < rows // 4] = SENS
-    labels[place >= rows - rows // 4] = FUNC
-    return labels.reindex(units.index)
+    return quarters(units, -_feature(units, "curvature", "curvature_mean")).map(OF_END)
+
+
+def contrast(units: pd.DataFrame) -> pd.Series:
+    """Label whole tensors: the highest by Hessian contrast W_sens, the lowest W_func.
+
+    Tensors are taken until each end has a quarter of the units' parameters; for neurons, those
+    of a block are together. Source: this project's; cf. Ravikumar et al. 2024
+    (arXiv:2402.18726), who tie memorisation to curvature, there over inputs.
+    """
+    scores = _feature(units, "contrast", "contrast")
+    return ends_by_size(units["tensor"], scores, units["n_parameters"]).map(OF_END)
+
+
+def gate(units: pd.DataFrame) -> pd.Series:
+    """Label by quarters: the highest signed gate gradient W_sens, the lowest W_func.
+
+    Shrinking a unit of high gate closes the loss gap; shrinking one of negative gate opens it.
+    Source: gates as in Michel et al. 2019 (arXiv:1905.10650), here with their sign and of the
+    loss gap.
+    """
+    return quarters(units, _feature(units, "gate", "gate")).map(OF_END)
+
+
+def loss_gap(units: pd.DataFrame) -> pd.Series:
+    """Label by quarters: the greatest gradient norm of the loss gap W_sens, the least W_func.
+
+    Source: Hu, Zhang and Wei 2024 (arXiv:2410.06814), privacy-aware sparsity tuning.
+    """
+    return quarters(units, _feature(units, "loss_gap", "loss_gap")).map(OF_END)
 
 
 def random(units: pd.DataFrame, reference: pd.Series, draw: int, seed: int) -> pd.Series:
-    """Permute a reference's labels within each tensor: the control, same sizes, no features.
+    """Permute a reference's labels: the control, same sizes, no features.
 
-    A draw of a tensor hangs on the seed, its number, the tensor's name and the reference's
-    labels in the order of rows, and on nothing else. Source: a permutation null, Good 2005,
-    "Permutation, Parametric and Bootstrap Tests of Hypotheses".
+    Labels are permuted within each tensor. Where the reference gives every tensor one label, as
+    `contrast` does, that would change nothing, and whole tensors are permuted among those of
+    their size (`LIKE_SIZES`). A draw hangs on the seed, its number, the names of what is
+    permuted and the reference's labels, and on nothing else. Source: a permutation null, Good
+    2005, "Permutation, Parametric and Bootstrap Tests of Hypotheses".
     """
+    tensors = reference.groupby(units["tensor"])
+    if tensors.nunique().max() == 1:
+        labels = tensors.first()
+        sizes = units.groupby("tensor")["n_parameters"].sum()
+        for alike in like_sizes(sizes):
+            rng = np.random.default_rng(seed_of(seed, "random", draw, *alike))
+            labels[alike] = rng.permutation(labels[alike].to_numpy())
+        return units["tensor"].map(labels)
     labels = pd.Series(index=units.index, dtype=reference.dtype)
     for tensor, rows in units.groupby("tensor"):
         ordered = rows.sort_values("row").index
@@ -119,12 +150,15 @@ RULES: Mapping[str, Rule] = {
     "origin": origin,
     "origin_quantile": origin_quantile,
     "curvature": curvature,
+    "contrast": contrast,
+    "gate": gate,
+    "loss_gap": loss_gap,
     "random": random,
 }
 
 
 def counts(partition: pd.DataFrame) -> dict[str, int]:
-    """Units of each label in one draw; draws of one partition have the same counts."""
+    """Units of each label in the first draw; others differ only where tensors alike in size do."""
     first = partition.loc[partition["draw"] == partition["draw"].min(), "label"]
     return {label: int((first == label).sum()) for label in LABELS}
 
@@ -137,8 +171,12 @@ def _by_thresholds(alignment: pd.Series, sparsity: pd.Series) -> pd.Series:
 
 
 def _feature(units: pd.DataFrame, rule: str, name: str) -> pd.Series:
-    if name not in units.columns:
-        raise RequestError(f"rule {rule} needs the column {name}, which the units lack")
+    optional = name in MEMBERSHIP_FEATURES
+    if name not in units.columns or (optional and units[name].isna().all()):
+        stage = "membership-features, given to units by --membership," if optional else "units"
+        raise RequestError(
+            f"rule {rule} needs the column {name}, which the units lack; the stage {stage} makes it"
+        )
     if not np.isfinite(units[name]).all():
         raise RequestError(f"rule {rule}: column {name} has values that are not finite")
     return units[name]

@@ -28,6 +28,7 @@ NAMES = (
     "fc2",
 )
 TENSORS = LAYERS * len(NAMES)
+CONTRAST = (-0.2, 0.4)  # of the first layer's tensors and the last's, give or take .05
 LEAST = 4 * TENSORS  # four rows a tensor, so that a quarter of them is one
 
 
@@ -37,7 +38,8 @@ class Population:
 
     `alignment` and `sparsity` are ranges of a Beta(3, 3); `log10_curvature` is the mean of a
     normal distribution of deviation .15; `weight_rms` is the median of a lognormal one of
-    deviation .06; `share` goes linearly from the first layer to the last.
+    deviation .06; `share` goes linearly from the first layer to the last; `gate` is the mean of
+    a normal distribution of deviation .0005, in nats a token.
     """
 
     alignment: tuple[float, float]
@@ -45,12 +47,13 @@ class Population:
     log10_curvature: float
     weight_rms: float
     share: tuple[float, float]
+    gate: float
 
 
 POPULATIONS = {
-    "W_func": Population((0.75, 0.95), (0.05, 0.45), -3.0, 0.025, (0.45, 0.15)),
-    "W_sens": Population((0.05, 0.25), (0.92, 0.995), -5.0, 0.016, (0.15, 0.45)),
-    "W_both": Population((0.35, 0.65), (0.52, 0.85), -4.0, 0.020, (0.40, 0.40)),
+    "W_func": Population((0.75, 0.95), (0.05, 0.45), -3.0, 0.025, (0.45, 0.15), -0.001),
+    "W_sens": Population((0.05, 0.25), (0.92, 0.995), -5.0, 0.016, (0.15, 0.45), 0.002),
+    "W_both": Population((0.35, 0.65), (0.52, 0.85), -4.0, 0.020, (0.40, 0.40), 0.0),
 }
 
 
@@ -60,7 +63,8 @@ def plant(n_units: int = 900, seed: int = 0) -> pd.DataFrame:
     The curvature's relative standard error is uniform, .05 to .12, in every class. The rest
     follows: curvature_sum = curvature_mean · n_parameters, saliency = ½ · curvature_sum ·
     weight_rms² times a lognormal factor of deviation .1 for the correlation of h and w²,
-    alignment_percentile by rank.
+    alignment_percentile by rank, and loss_gap = |gate| / (‖w‖ · cos) with a cosine between weights
+    and gradient in (.05, .5). A tensor's contrast rises with its layer's share of W_sens.
 
     Raises:
         RequestError: fewer than 4 rows a tensor, or more than a tensor has.
@@ -85,6 +89,9 @@ def _tensor(layer: int, name: str, n: int, seed: int) -> pd.DataFrame:
     curvature = 10 ** rng.normal([p.log10_curvature for p in drawn], 0.15)
     curvature_sum = curvature * (WIDTH + 1)
     weight_rms = rng.lognormal(np.log([p.weight_rms for p in drawn]), 0.06)
+    apart = np.random.default_rng(seed_of(seed, "planted membership", tensor))
+    gate = apart.normal([p.gate for p in drawn], 5e-4)
+    norm = weight_rms * np.sqrt(WIDTH + 1)
     return pd.DataFrame(
         {
             "unit": [f"{tensor}:{row}" for row in range(n)],
@@ -100,6 +107,9 @@ def _tensor(layer: int, name: str, n: int, seed: int) -> pd.DataFrame:
             "alignment": _within([p.alignment for p in drawn], rng),
             "weight_rms": weight_rms,
             "saliency": 0.5 * curvature_sum * weight_rms**2 * rng.lognormal(0, 0.1, n),
+            "gate": gate,
+            "loss_gap": np.abs(gate) / (norm * apart.uniform(0.05, 0.5, n)),
+            "contrast": np.interp(depth, (0, 1), CONTRAST) + apart.normal(0, 0.05),
             "planted_label": labels,
         }
     )

@@ -88,8 +88,8 @@ def train(
 ) -> pd.DataFrame:
     """Train `model` in place on `text`; return the rows of training.parquet.
 
-    Documents are shuffled anew each epoch by `seed`, which dropout hangs on, too. The model is left in eval mode, at the
-    first evaluation that reached `target_auc`, or at the end.
+    Documents are shuffled anew each epoch by `seed`, which dropout hangs on, too. The model is
+    left in eval mode, at the first evaluation that reached `target_auc`, or at the end.
     """
     torch.manual_seed(seed)
     steps_an_epoch = math.ceil(len(text) / schedule.batch)

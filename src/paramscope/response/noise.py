@@ -10,7 +10,7 @@ classes or two scales is not a difference of luck.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from paramscope.artifacts.digest import seed_of
 from paramscope.errors import ArtifactError
+from paramscope.geometry.granularity import places
 from paramscope.geometry.sparsity import unit_layers
 from paramscope.persample.layers import is_conv1d
 
@@ -63,6 +64,7 @@ class UnitSet:
             ArtifactError: a tensor or row that the model does not have.
         """
         self.model = model
+        self.n_units = sum(len(rows) for rows in units.values())
         self.rows: dict[str, Tensor] = {}
         self.transposed: set[str] = set()
         layers = unit_layers(model)
@@ -71,6 +73,21 @@ class UnitSet:
             if name not in layers:
                 raise ArtifactError(f"unit tensor {tensor} is not in this model")
             self._add(layers[name], tensor, torch.tensor(sorted(rows)))
+
+    @classmethod
+    def named(cls, model: PreTrainedModel, units: Sequence[str]) -> "UnitSet":
+        """The units of these names, of any granularity.
+
+        Raises:
+            RequestError: a name that is no unit of the model, or units that overlap.
+        """
+        made = cls(model, {})
+        for name, (axis, index) in places(model, units).items():
+            made.rows[name] = index
+            if axis == 1:
+                made.transposed.add(name)
+        made.n_units = len(units)
+        return made
 
     def _add(self, module: nn.Module, tensor: str, rows: Tensor) -> None:
         conv = is_conv1d(module)
@@ -142,7 +159,14 @@ class UnitSet:
                 self._view(name)[rows] = kept[name]
 
 
-def factors(sets: Mapping[str, UnitSet], source: NoiseSource) -> dict[str, float]:
+class Energetic(Protocol):
+    """What has an energy of noise to expect."""
+
+    def expected_energy(self, source: NoiseSource) -> float:
+        """Σ noise² at scale 1, on average over noise seeds."""
+
+
+def factors(sets: Mapping[str, Energetic], source: NoiseSource) -> dict[str, float]:
     """What each class's noise is multiplied by: 1, or what makes their expected energies equal.
 
     Equal energies are the mean of those that the classes would have.

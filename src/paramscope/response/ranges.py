@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.errors import RequestError
-from paramscope.response.noise import Kind, NoiseSource, UnitSet, factors
+from paramscope.response.classes import Classes, ClassSet
+from paramscope.response.noise import Kind, NoiseSource, factors
 from paramscope.response.separation import ISO_LOG_PPL
-from paramscope.response.sweep import rows_by_tensor
 
 LOW, HIGH = 0.01, 0.3
 WITHIN = 1.15  # ratio to the aim at which the search ends
@@ -55,34 +54,30 @@ class Range:
 def find_ranges(
     model: PreTrainedModel,
     log_perplexity: Callable[[PreTrainedModel], float],
-    partition: pd.DataFrame,
+    classes: Classes,
     *,
     kind: Kind,
     seeds: range,
     seed: int,
 ) -> dict[str, Range]:
-    """The range of each class that has units, from the partition's first draw.
+    """The range of each class that has something in it, from the partition's first draw.
 
     Args:
         model: the model under study; left as it was, to the last bit.
         log_perplexity: of a model on the evaluation text.
-        partition: columns unit, label, draw.
+        classes: of that model.
         kind: of noise.
         seeds: noise seeds that the mean is taken over, each as +z and −z.
         seed: the run's seed.
     """
-    first = partition[partition["draw"] == partition["draw"].min()]
-    sets = {
-        str(label): UnitSet(model, rows_by_tensor(units))
-        for label, units in first.groupby("label")["unit"]
-    }
+    sets = classes.of(0)
     sources = [NoiseSource(model, seed, number, kind) for number in seeds]
     scales = factors(sets, sources[0])
     baseline = log_perplexity(model)
     found = {}
     for label, units in tqdm(sets.items(), desc="ranges of noise", unit="class"):
 
-        def rise(sigma: float, units: UnitSet = units, factor: float = scales[label]) -> float:
+        def rise(sigma: float, units: ClassSet = units, factor: float = scales[label]) -> float:
             changes = []
             for source in sources:
                 for sign in (-1, 1):
@@ -174,9 +169,9 @@ def _next(known: Mapping[float, float], aim: float, start: float) -> float:
     return float(s * min(max(math.sqrt(aim / c), 0.25), 4))
 
 
-def _typical(units: UnitSet, source: NoiseSource) -> float:
+def _typical(units: ClassSet, source: NoiseSource) -> float:
     """1 for noise in units of a tensor's RMS; for absolute noise, the RMS itself."""
     if source.kind != "absolute":
         return 1.0
-    relative = NoiseSource(units.model, 0, 0)
+    relative = NoiseSource(source.model, 0, 0)
     return math.sqrt(units.expected_energy(relative) / units.n_parameters)

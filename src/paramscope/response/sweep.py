@@ -21,7 +21,8 @@ from paramscope.evaluation.membership import (
 from paramscope.evaluation.perplexity import log_perplexity, resampled_log_perplexity
 from paramscope.models.losses import document_losses, token_log_probabilities
 from paramscope.models.sequences import Sequences, concatenate
-from paramscope.response.noise import Kind, NoiseSource, UnitSet, factors
+from paramscope.response.classes import Classes, ClassSet
+from paramscope.response.noise import Kind, NoiseSource, factors
 from paramscope.response.responses import SIGNS
 
 
@@ -117,7 +118,7 @@ def curvature_of(content: Mapping[str, Tensor]) -> Curvature:
 def sweep(
     model: PreTrainedModel,
     judge: Judge,
-    partition: pd.DataFrame,
+    classes: Classes,
     *,
     sigmas: Mapping[str, Sequence[float]],
     seeds: range,
@@ -130,8 +131,7 @@ def sweep(
     Args:
         model: the model under study; left as it was, to the last bit.
         judge: scores it.
-        partition: columns unit ("tensor:row"), label, draw; noise seed i takes draw i modulo
-            the number of draws.
+        classes: of that model; noise seed i takes draw i modulo the number of draws.
         sigmas: noise scales by class, in units of `kind`; a class that is not named is left out.
         seeds: numbers of the noise seeds.
         seed: the run's seed.
@@ -139,26 +139,21 @@ def sweep(
         curvature: what the change of loss is foretold from.
     """
     baseline = judge(model)
-    draws = int(partition["draw"].max()) + 1
     rows = []
-    labels = sorted(set(partition["label"]) & set(sigmas))
+    labels = [label for label in classes.labels if label in sigmas]
     total = 2 * len(seeds) * sum(len(sigmas[label]) for label in labels)
     with tqdm(total=total, desc="sweep", unit="eval") as bar:
         for number in seeds:
             source = NoiseSource(model, seed, number, kind)
-            drawn = partition[partition["draw"] == number % draws]
-            sets = {
-                str(label): UnitSet(model, rows_by_tensor(units))
-                for label, units in drawn.groupby("label")["unit"]
-            }
+            sets = classes.of(number % classes.draws)
             scales = factors(sets, source)
             for label in (label for label in labels if label in sets):
                 units, factor = sets[label], scales[label]
                 shared = {
                     "class": label,
                     "seed": number,
-                    "draw": number % draws,
-                    "n_units": int((drawn["label"] == label).sum()),
+                    "draw": number % classes.draws,
+                    "n_units": units.n_units,
                     "n_parameters": units.n_parameters,
                     "noise": kind,
                 }
@@ -175,7 +170,7 @@ def sweep(
 
 
 def _foretold(
-    units: UnitSet, source: NoiseSource, factor: float, curvature: Curvature | None
+    units: ClassSet, source: NoiseSource, factor: float, curvature: Curvature | None
 ) -> dict[str, float]:
     if curvature is None:
         return {"predicted_delta_log_ppl": math.nan, "predicted_delta_log_ppl_se": math.nan}
@@ -206,9 +201,3 @@ def changes(baseline: Outcome, outcome: Outcome) -> dict[str, float]:
 
 def _grid(sigmas: Sequence[float]) -> Iterator[tuple[float, int]]:
     return ((sigma, sign) for sigma in sigmas for sign in SIGNS)
-
-
-def rows_by_tensor(units: "pd.Series[str]") -> Mapping[str, list[int]]:
-    """Rows of each weight tensor, from the names of units."""
-    split = units.str.rsplit(":", n=1, expand=True)
-    return {str(tensor): group.astype(int).tolist() for tensor, group in split[1].groupby(split[0])}
