@@ -25,14 +25,20 @@ FIGURES = (
     "prm_phase_diagram",
     "noise_response_curves",
     "statistical_summary",
+    "separation",
+    "membership_scores",
 )
-RULES = ("curvature", "origin_quantile", "random")
-PRM = {"prm": 6, "prm_responses": 3, "prm_statistics": 3}
-PRM_FIGURES = {"prm_phase_diagram": 1, "noise_response_curves": 1, "statistical_summary": 1}
+RULES = ("contrast", "curvature", "origin", "random")
+PARTITIONS = {"contrast", "curvature", "origin", "origin_quantile", "gate", "loss_gap", "random"}
+SWEEP = {"prm": 8, "prm_responses": 4, "prm_statistics": 4, "findings": 1}
+PRM = SWEEP | {"noise_range": 4}
+PRM_FIGURES = dict.fromkeys(
+    ("prm_phase_diagram", "noise_response_curves", "statistical_summary", "separation"), 1
+)
 UNIT_FIGURES = {"umap_visualization": 1, "parameter_clustering": 1}
 SPOTCHECK = {"spotcheck": 1, "curvature_quality": 1}
 CURVATURE = (
-    {"curvature": 1, "units": 1, "embedding": 1, "partition": 4, "results": 1}
+    {"curvature": 1, "units": 1, "embedding": 1, "partition": 7, "results": 1}
     | SPOTCHECK | PRM | PRM_FIGURES | UNIT_FIGURES | {"curvature_by_layer": 1}
 )  # fmt: skip
 
@@ -48,7 +54,7 @@ def test_the_study_is_whole(results):
         assert (results / f"figures/{name}.pdf").is_file()
     record = read_record(results / "results.json")
     assert record["synthetic"] is False
-    assert record["partitions"].keys() == {"curvature", "origin", "origin_quantile", "random"}
+    assert record["partitions"].keys() == PARTITIONS
     units = len(read_table(results / "geometry/units.parquet"))
     for rule in record["partitions"].values():
         assert sum(rule["counts"].values()) == units
@@ -60,6 +66,12 @@ def test_the_study_is_whole(results):
     assert record["curvature"]["spotcheck"]["spearman_ggn"] > 0.9
     assert record["target"]["member_loss"] < record["base"]["member_loss"]
     assert record["target"]["auc"] > record["base"]["auc"]
+    assert record["membership"]["n_members"] == 48  # 64 less the 16 that shaped partitions
+    assert record["membership"]["scores"]["calibrated"]["auc"]["value"] > 0.5
+    assert {one["rule"] for one in record["findings"]} == set(RULES) - {"random"}
+    for one in record["findings"]:
+        assert one["sentence"] in (results / "findings.md").read_text(encoding="utf-8")
+    assert (results / "separation.tex").read_text(encoding="utf-8").count("texttt") == 3
     assert record["machine"]["memory_bytes"] > 0
     assert record["versions"]["torch"]
 
@@ -68,13 +80,17 @@ def test_the_csv_has_a_row_a_class_scale_and_seed(results):
     rows = pd.read_csv(results / "results.csv")
     for rule in RULES:
         partition = read_table(results / f"geometry/partition/{rule}.parquet")
-        classes = partition["label"].nunique()
-        assert len(rows[rows["rule"] == rule]) == classes * 2 * 4
+        # Two scales and four seeds a class; of the control, one scale for each of five draws.
+        each = partition["label"].nunique() * 2 * 4 if rule != "random" else 2 * 5
+        assert len(rows[rows["rule"] == rule]) == each
     responses = read_table(results / "prm/curvature.parquet")
-    chosen = (responses["class"] == "W_sens") & (responses["sigma"] == 1) & (responses["seed"] == 2)
+    sigma = responses.loc[responses["class"] == "W_sens", "sigma"].min()
+    chosen = (
+        (responses["class"] == "W_sens") & (responses["sigma"] == sigma) & (responses["seed"] == 2)
+    )
     row = rows[
         (rows["rule"] == "curvature") & (rows["class"] == "W_sens")
-        & (rows["sigma"] == 1) & (rows["seed"] == 2)
+        & (rows["sigma"] == sigma) & (rows["seed"] == 2)
     ].iloc[0]  # fmt: skip
     expected = responses[chosen]["delta_log_ppl"].mean()
     assert row["delta_log_ppl"] == pytest.approx(expected, rel=1e-12)
@@ -110,7 +126,7 @@ def test_a_second_run_has_nothing_to_do(micro):
         ),
         (
             "geometry/sparsity.py",
-            {"activation_sparsity": 1, "units": 1, "embedding": 1, "partition": 4, "results": 1}
+            {"activation_sparsity": 1, "units": 1, "embedding": 1, "partition": 7, "results": 1}
             | PRM | PRM_FIGURES | UNIT_FIGURES,
         ),
         (
@@ -132,9 +148,14 @@ def test_an_edit_reruns_what_runs_that_code(micro, edited, expected):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("prm={bootstrap: 51}", PRM | PRM_FIGURES | {"results": 1}),
+        ("prm={bootstrap: 51}", SWEEP | PRM_FIGURES | {"results": 1}),
         ("embedding={min_dist: 0.2}", {"embedding": 1, "umap_visualization": 1, "results": 1}),
-        ("prm={seeds: 6}", PRM | PRM_FIGURES | {"prm": 3, "results": 1}),
+        (
+            "prm={seeds: 6}",  # a shard more of each rule, the control as it was
+            SWEEP | PRM_FIGURES
+            | {"prm": 3, "prm_responses": 3, "prm_statistics": 3, "results": 1},
+        ),
+        ("membership={bootstrap: 101}", {"membership": 1, "membership_scores": 1, "results": 1}),
         ("curvature={draws: 6}", CURVATURE | {"curvature_draws": 1}),
         ("curvature={graph: layerwise}", CURVATURE | {"curvature_draws": 2}),
         # The first shard stands; the second has to look at it now.
@@ -210,7 +231,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(micro, results, tmp_path):
             assert (here / path.relative_to(results)).read_bytes() == path.read_bytes(), path.name
     ours, theirs = (read_record(r / "results.json") for r in (here, results))
     for record in (ours, theirs):
-        assert record.pop("stages")["prm"]["jobs"] == 6  # seconds and memory are not repeatable
+        assert record.pop("stages")["prm"]["jobs"] == 8  # seconds and memory are not repeatable
         del record["provenance"]["content_digest"]
     assert ours == theirs
     assert not list(here.rglob(".partial-*"))
