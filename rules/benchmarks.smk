@@ -1,12 +1,19 @@
-"""Side by side with the peers: estimators of curvature, on the run's own model and text.
+"""What our parts are worth: estimators of curvature beside their peers, and whether planted
+memory is found. Asked for by name.
 
-In: results/{model}/target/ and corpus/. Out: results/benchmarks/. Asked for by name.
+In: results/{model}/target/ and corpus/. Out: results/benchmarks/.
 """
 
 
 rule curvature_contenders:
     input:
-        scripts=contender_scripts("curvature"),
+        scripts=expand(
+            "tests/benchmarks/{name}.py",
+            name=[
+                *("curvature", "job", "process", "case", "contenders", "peers", "by_entry"),
+                "accuracy",
+            ],
+        ),
         target=multiext(f"{RESULTS}/target/", *WEIGHTS),
         calibration=f"{RESULTS}/corpus/calibration.parquet",
     output:
@@ -64,3 +71,26 @@ rule benchmark_curvature:
     shell:
         "paramscope benchmark-curvature {output.png} --runs {input.runs}"
         " --summary {input.summary} --model {params.model} > {log} 2>&1"
+
+
+rule benchmark_partition:
+    input:
+        script="tests/benchmarks/partition.py",
+    output:
+        "results/benchmarks/partition.parquet",
+    params:
+        code=code_digest("curvature.ggn", "geometry.membership", "models.training"),
+        seed=config["seed"],
+    log:
+        "logs/benchmark_partition.log",
+    benchmark:
+        "benchmarks/benchmark_partition.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    message:
+        "planted memory: which scores find the rows that hold it"
+    shell:
+        "python {input.script} {output} --seed {params.seed} > {log} 2>&1"

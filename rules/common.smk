@@ -174,14 +174,6 @@ def stop_options(wildcards, input):
     return f"--tolerance {config['curvature']['tolerance']} {earlier}"
 
 
-def contender_scripts(name):
-    """A benchmark's scripts, the one to run first."""
-    folder = Path(workflow.basedir) / "tests/benchmarks"
-    scripts = sorted(path.relative_to(workflow.basedir) for path in folder.glob("*.py"))
-    first = Path(f"tests/benchmarks/{name}.py")
-    return [str(path) for path in sorted(scripts, key=lambda path: path != first)]
-
-
 def shadow_tables(wildcards):
     """The tables of LiRA's shadow models, where there are some."""
     total = config["membership"]["shadows"]
