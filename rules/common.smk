@@ -191,10 +191,9 @@ def shadow_options(wildcards, input):
 
 def classes_file(wildcards):
     """Where a partition's classes are: a table of units, or directions."""
-    folder = f"results/{wildcards.model}/geometry"
-    if wildcards.rule == "kfac":
-        return f"{folder}/directions.pt"
-    return f"{folder}/partition/{wildcards.rule}.parquet"
+    units = f"partition/{wildcards.rule}.parquet"
+    name = {"kfac": "directions.pt"}.get(wildcards.rule, units)
+    return f"results/{wildcards.model}/geometry/{name}"
 
 
 def null_is_measured(name):
