@@ -33,6 +33,7 @@ FIGURES = {
     "statistical_summary": False,
     "separation": False,
     "membership_scores": False,
+    "layer_responses": False,
 }
 CURVATURE_ENGINE = {
     name: config["curvature"][name] for name in ("method", "probes", "graph", "batch", "memory_gb")
@@ -267,6 +268,7 @@ def results_inputs(wildcards):
         "spotcheck": f"{folder}/curvature/spotcheck.json",
         "gate": f"{folder}/corpus/gate.json",
         "membership": f"{folder}/membership/summary.json",
+        "tensor_responses": f"{folder}/prm/tensors.responses.parquet",
         "base_training": f"{folder}/base/training.parquet",
         "target_training": f"{folder}/target/training.parquet",
     }

@@ -285,3 +285,33 @@ rule membership_scores:
     shell:
         "paramscope membership-scores {output.png} --scores {input.scores}"
         " --summary {input.summary} --gate {input.gate} --model {params.model} > {log} 2>&1"
+
+
+rule layer_responses:
+    input:
+        f"{RESULTS}/prm/tensors.responses.parquet",
+    output:
+        png=report(
+            f"{RESULTS}/figures/layer_responses.png",
+            caption="../workflow/report/layer_responses.rst",
+            category="Response",
+            labels={"figure": "responses by layer", "model": MODEL},
+        ),
+        pdf=f"{RESULTS}/figures/layer_responses.pdf",
+    params:
+        code=code_digest("cli.layer_responses"),
+        model=MODEL,
+    log:
+        f"logs/{MODEL}/layer_responses.log",
+    benchmark:
+        f"benchmarks/{MODEL}/layer_responses.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "figure: noise in one weight at a time, by layer"
+    shell:
+        "paramscope layer-responses {output.png} --responses {input}"
+        " --model {params.model} > {log} 2>&1"

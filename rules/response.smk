@@ -198,6 +198,43 @@ rule prm_statistics:
         " {params.null} --seed {params.seed} > {log} 2>&1"
 
 
+rule tensor_responses:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        diagonal="results/{model}/curvature/diagonal.pt",
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+        evaluation="results/{model}/corpus/evaluation.parquet",
+    output:
+        "results/{model}/prm/tensors.responses.parquet",
+    params:
+        code=code_digest("cli.tensor_responses"),
+        target=target_folder,
+        seeds=config["prm"]["tensor_seeds"],
+        batch=config["prm"]["batch"],
+        probe=config["membership"]["probe"],
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/tensor_responses.log",
+    benchmark:
+        "benchmarks/{model}/tensor_responses.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "noise in one weight of {wildcards.model} at a time"
+    shell:
+        "paramscope tensor-responses {params.target} {input.diagonal} {input.member}"
+        " {input.nonmember} {input.evaluation} {output} --probe {params.probe}"
+        " --seeds {params.seeds} --batch {params.batch} --length {params.length}"
+        " --seed {params.seed} {params.compute} > {log} 2>&1"
+
+
 rule findings:
     input:
         STATISTICS,

@@ -28,6 +28,11 @@ SECTIONS = {
     "noise_range": {name: DEFAULT["prm"][name] for name in ("points", "noise", "batch")},
     "prm": DEFAULT["prm"]
     | {"seeds": DEFAULT["prm"]["seeds_per_shard"], "probe": DEFAULT["membership"]["probe"]},
+    "tensor_responses": {
+        "probe": DEFAULT["membership"]["probe"],
+        "seeds": DEFAULT["prm"]["tensor_seeds"],
+        "batch": DEFAULT["prm"]["batch"],
+    },
     "membership": DEFAULT["membership"] | {"min_k": DEFAULT["prm"]["min_k"]},
     "shadow": DEFAULT["target"],
     "membership_features": {

@@ -32,6 +32,7 @@ STAGES = (
     "prm",
     "prm_responses",
     "prm_statistics",
+    "tensor_responses",
     "findings",
     "replication",
     "results",
@@ -44,6 +45,7 @@ STAGES = (
     "statistical_summary",
     "separation",
     "membership_scores",
+    "layer_responses",
     "benchmark_curvature",
 )
 

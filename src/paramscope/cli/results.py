@@ -21,6 +21,9 @@ def results(
     statistics: Annotated[Paths, Option(help="Statistics of one rule; repeat for more.")] = None,
     curvature_summary: Annotated[Path | None, Option(help="Table of curvature a tensor.")] = None,
     spotcheck: Annotated[Path | None, Option(help="Record of the curvature's spot check.")] = None,
+    tensor_responses: Annotated[
+        Path | None, Option(help="Table of responses to noise in each weight.")
+    ] = None,
     membership: Annotated[Path | None, Option(help="Record of membership inference.")] = None,
     gate: Annotated[Path | None, Option(help="Record of the corpus's blind gate.")] = None,
     target_training: Annotated[Path | None, Option(help="Table of the target's losses.")] = None,
@@ -29,6 +32,8 @@ def results(
 ) -> None:
     """Gather the study: counts a class, separation scores, quality of curvature and embedding."""
     arguments = dict(locals())
+    from dataclasses import asdict
+
     import pandas as pd
 
     from paramscope.artifacts.atomic import atomic
@@ -38,6 +43,7 @@ def results(
     from paramscope.machine import machine
     from paramscope.response import results as study
     from paramscope.response.findings import findings, findings_record
+    from paramscope.response.tensors import foresight
 
     def content(path: Path) -> dict[str, object]:
         return {key: value for key, value in read_record(path).items() if key != "provenance"}
@@ -63,6 +69,8 @@ def results(
     }
     if gate is not None:
         record["blind_gate"] = content(gate)
+    if tensor_responses is not None:
+        record["foresight"] = asdict(foresight(read_table(tensor_responses)))
     if membership is not None:
         record["membership"] = study.membership_record(read_record(membership))
     for name, path in (("base", base_training), ("target", target_training)):

@@ -360,6 +360,9 @@ class Prm(Section):
     seeds_per_shard: int = Field(
         default=5, ge=1, description="Seeds a job; rounding apart, of no effect."
     )
+    tensor_seeds: int = Field(
+        default=4, ge=2, description="Noise seeds where noise is in one weight at a time."
+    )
     min_k: int = Field(
         default=20,
         ge=1,
