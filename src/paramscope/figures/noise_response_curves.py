@@ -116,9 +116,9 @@ def _curves(axes: Axes, replicates: pd.DataFrame, response: str, *, control: boo
             linewidth=0.8 if control else 1.2,
             marker=("x" if len(curve) == 1 else "") if control else MARKERS[label],
             markersize=4,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            zorder=1 if control else 3,
+            markeredgecolor=GREY if control else "white",
+            markeredgewidth=0.8 if control else 0.4,
+            zorder=4 if control and len(curve) == 1 else 1 if control else 3,
             gid=f"mean {name}",
         )
         if len(curve) == 1:  # a control that is measured at one noise level

@@ -27,7 +27,8 @@ from paramscope.figures.style import (
 )
 
 MEASURES = {"gap": "loss gap", "auc": "loss attack's AUC"}
-BEYOND, WITHIN = "#D55E00", "#0072B2"  # S outside the null's band, and inside it or with none
+BEYOND, WITHIN = "#D55E00", "#0072B2"  # S beyond the null, and among it or with none
+ALPHA = 0.05
 WIDEST = 8.0  # S in a figure at most: 2⁸ times is as good as all
 SPREAD = 0.16  # of a row's height, up and down, that the null's points are scattered over
 
@@ -103,7 +104,8 @@ def _panel(
             axes.text(0.02, row, f"{NOTHING} undefined", fontsize=SMALL, color=GREY, va="center",
                       transform=axes.get_yaxis_transform())  # fmt: skip
             continue
-        beyond = bool(value > band[1] or value < band[0])
+        p = _value(score, "p_null")
+        beyond = bool(p <= ALPHA and (value > band[1] or value < band[0]))
         colour, marker = (BEYOND, "D") if beyond else (WITHIN, "o")
         shown = np.clip([low, high], -WIDEST, WIDEST)
         if np.isfinite(shown).all():
@@ -112,7 +114,6 @@ def _panel(
         axes.plot(value, row, marker, color=colour, ms=4.5, mec="white", mew=0.5, zorder=3,
                   gid=f"score {kind} {rule}")  # fmt: skip
         seen.append(float(np.clip(value, -WIDEST, WIDEST)))
-        p = _value(score, "p_null")
         told = f"{number(value)}" + ("" if np.isnan(p) else f", p = {p:.2g}")
         axes.text(float(np.clip(value, -WIDEST, WIDEST)), row - 0.18, told, fontsize=SMALL,
                   color=INK, ha="center", va="bottom", zorder=4)  # fmt: skip

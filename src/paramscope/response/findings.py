@@ -65,7 +65,8 @@ def paragraph(found: Sequence[Finding], model: str) -> str:
     else:
         answer = f"In {model}, no partition that was tried tells memory from function."
     lines = [f"- {one.sentence}" for one in found]
-    return "\n".join([answer, "", *lines]) + "\n"
+    once = "That is of one training seed; `replicates` tell whether the next model says the same."
+    return "\n".join([f"{answer} {once}", "", *lines]) + "\n"
 
 
 def latex(found: Sequence[Finding], records: Sequence[Record]) -> str:
