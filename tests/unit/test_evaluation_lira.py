@@ -196,6 +196,7 @@ def test_the_stages_train_shadow_models_and_merge_them(tmp_path):
             bootstrap=50,
             device="cpu",
             threads=1,
+            probe=0,
         )
         scores = read_table(out)
         own = confidence(-scores["loss"].to_numpy())
