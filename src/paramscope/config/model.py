@@ -6,21 +6,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from paramscope.config.curvature import (
+    Curvature,
+    CurvatureBlocks,
+    Eigenspace,
+    Kfac,
+    Spotcheck,
+)
 from paramscope.config.kinds import Model, Name, Planted, Scratch
 from paramscope.config.section import Section, inconsistent
 from paramscope.config.sections import (
     ActivationSparsity,
     Base,
     Corpus,
-    Curvature,
-    CurvatureBlocks,
-    Eigenspace,
     Embedding,
-    Kfac,
     Membership,
     Partition,
     Prm,
-    Spotcheck,
     Target,
 )
 
