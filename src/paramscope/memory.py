@@ -5,6 +5,7 @@ import resource
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
 import torch
 
 from paramscope.errors import DeviceError
@@ -32,7 +33,9 @@ def limit_memory(gigabytes: float, device: torch.device) -> None:
             raise DeviceError(f"--memory-gb {gigabytes:g}: {device} has {total / 1e9:.1f} GB")
         torch.cuda.set_per_process_memory_fraction(limit / total, device)
         return
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's peak, which a process inherits from the one that started it.
+    memory = psutil.Process().memory_info()
+    held = getattr(memory, "data", memory.rss)
     if held > limit:
         raise DeviceError(
             f"--memory-gb {gigabytes:g}: Python and its libraries hold {held / 1e9:.2f} GB before "
