@@ -38,7 +38,6 @@ def test_what_is_kept_shrinks_from_whole_to_checkpointed(tiny_opt, sequences):
 
     def kept(context):
         sizes = {}
-        receive = lambda *pair: None  # noqa: E731
 
         def pack(x):
             sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -46,7 +45,7 @@ def test_what_is_kept_shrinks_from_whole_to_checkpointed(tiny_opt, sequences):
 
         with (
             without_head(tiny_opt),
-            capture(tiny_opt, sequences.ids.shape, receive),
+            capture(tiny_opt, sequences.ids.shape),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
             context,
         ):
@@ -82,10 +81,14 @@ def test_a_checkpoint_counts_each_call_once():
     for name, again in (("checkpointed", model.again), ("plain", model.middle)):
         model.again = again
         pairs = seen[name] = {}
-        with capture(model, (3, 5), lambda n, m, a, g, pairs=pairs: pairs.update({n: (a, g)})) as c:
+
+        def receive(name, module, a, g, pairs=pairs):
+            pairs[name] = a, g
+
+        with capture(model, (3, 5)) as captured:
             output = model(x)
             for _ in range(2):
-                c.backward(output, torch.ones_like(output), retain_graph=True)
+                captured.backward(output, torch.ones_like(output), receive, retain_graph=True)
     assert seen["plain"].keys() == {"first", "shared", "last"}
     assert seen["plain"]["shared"][0].shape == (3, 10, 4)
     for name, pair in seen["plain"].items():
@@ -97,7 +100,7 @@ def test_reentrant_checkpoints_are_refused():
     model = Stack(reentrant=True)
     with (
         pytest.raises(CaptureError, match=r"shared.*use_reentrant=False"),
-        capture(model, (3, 5), lambda *pair: None),
+        capture(model, (3, 5)),
     ):
         model(torch.randn(3, 5, 4))
 
@@ -115,7 +118,7 @@ def test_a_layer_that_is_never_called_is_named():
 
     with (
         pytest.raises(CaptureError, match=r"^read was not called.*hutchinson"),
-        capture(model := Reader(), (3, 5), lambda *pair: None),
+        capture(model := Reader(), (3, 5)),
     ):
         model(torch.randn(3, 5, 4))
 
@@ -131,12 +134,41 @@ def test_a_call_that_leads_nowhere_is_left_out():
             return self.linear(x)
 
     model, x, pairs = Dead(), torch.randn(2, 3, 4), []
-    with capture(model, (2, 3), lambda n, m, a, g: pairs.append((a, g))) as captured:
+    with capture(model, (2, 3)) as captured:
         output = model(x)
-        captured.backward(output, torch.ones_like(output))
+        captured.backward(output, torch.ones_like(output), lambda n, m, a, g: pairs.append((a, g)))
     ((a, g),) = pairs
     assert torch.equal(a, x)
     assert torch.equal(g, torch.ones(2, 3, 4))
+
+
+def test_pairs_that_nobody_takes_are_told():
+    model, x = nn.Linear(4, 4), torch.randn(2, 3, 4)
+    with (
+        pytest.raises(CaptureError, match="go back by the `backward`"),
+        capture(nn.Sequential(model), (2, 3)),
+    ):
+        model(x).sum().backward()
+
+
+def test_no_activations_outlive_a_batch(tiny_opt, sequences):
+    """The graph must be in no ring of references, which only the collector would undo."""
+    import gc
+    import weakref
+
+    from paramscope.curvature.passes import Passes
+
+    for graph in ("whole", "checkpointed", "layerwise"):
+        gone = []
+        gc.disable()
+        try:
+            for drawn in Passes(tiny_opt, sequences, 3, graph).batches(range(2), 0, "test"):
+                drawn.backward(lambda *pair: None)
+                gone.append(weakref.ref(drawn.forward.hidden))
+            del drawn
+            assert [one() for one in gone] == [None, None], graph
+        finally:
+            gc.enable()
 
 
 def with_head_bias(model):

@@ -159,10 +159,10 @@ def test_capture_joins_calls_and_serves_several_backwards():
     def receive(name, module, a, g):
         received.append((name, squared_sums(name, module, a, g, local=False)))
 
-    with capture(model, (3, 6), receive) as captured:
+    with capture(model, (3, 6)) as captured:
         output = model(x)
         for r in cotangents:
-            captured.backward(output, r, retain_graph=True)
+            captured.backward(output, r, receive, retain_graph=True)
     assert [name for name, _ in received] == ["once", "shared"] * 2
     for i, r in enumerate(cotangents):
         expected = by_autograd(model, x, r)

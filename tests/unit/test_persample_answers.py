@@ -374,8 +374,8 @@ def captured_answers(model, ids, cotangent, weights):
         if module is embedding and embedding.weight is head.weight:
             norms = norms + tied_head.cross_norms(a, g, *heads[0], embedding.padding_idx)
 
-    with capture(model, tuple(ids.shape), receive) as captured:
-        captured.backward(logits(model, ids), cotangent)
+    with capture(model, tuple(ids.shape)) as captured:
+        captured.backward(logits(model, ids), cotangent, receive)
     return norms, gates, sums
 
 

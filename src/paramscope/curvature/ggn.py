@@ -19,9 +19,9 @@ softmax cross-entropy G is the Fisher information (Martens 2020, arXiv:1412.1193
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paramscope.curvature.passes import Drawn, Passes, Take
+from paramscope.curvature.passes import Drawn, Passes
 from paramscope.models.sequences import Sequences
-from paramscope.persample.graphs import Graph
+from paramscope.persample.graphs import Graph, Take
 from paramscope.persample.layers import add_squares, without_padding
 from paramscope.persample.precision import accumulator
 from paramscope.persample.tied_head import cross_term

@@ -18,6 +18,7 @@ eigenbasis George et al. 2018 (arXiv:1806.03884).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def kfac_factors(
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
-    def take(k: int, name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
+    def take(batch: Sequences, k: int, name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
         if name not in layers:
             return
         if a.shape[1] != batch.ids.shape[1]:
@@ -119,9 +120,8 @@ def kfac_factors(
             _add(inputs, name, x[:, :-1][batch.predicted])
         _add(outputs, name, g[:, :-1][batch.predicted])
 
-    batches = passes.sequences.batches(batch_size)
-    for batch, drawn in zip(batches, passes.batches(draws, seed, "K-FAC"), strict=True):  # noqa: B007
-        drawn.backward(take)
+    for drawn in passes.batches(draws, seed, "K-FAC"):
+        drawn.backward(partial(take, drawn.batch))
     tokens = sequences.n_predicted
     return {
         name: Factors(inputs[name] / tokens, outputs[name] / (tokens * len(draws)), tokens)

@@ -1,6 +1,7 @@
 """Passes over the text for draws of the Gauss–Newton matrix: forward, sampled labels, backward."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,8 @@ from paramscope.errors import RequestError
 from paramscope.models.heads import linear_head, without_head
 from paramscope.models.sequences import Sequences
 from paramscope.persample.capture import capture
-from paramscope.persample.graphs import Forward, Graph, forward
+from paramscope.persample.graphs import Forward, Graph, Take, forward
 from paramscope.persample.layers import check_known
-
-Take = Callable[[int, str, nn.Module, Tensor, Tensor], None]
 
 
 class Passes:
@@ -52,38 +51,33 @@ class Passes:
         """The text batch by batch, the longest sequences first, each with its draws."""
         total = -(-len(self.sequences) // self.batch_size)
         for batch in tqdm(self.sequences.batches(self.batch_size), what, total):
-            drawn = Drawn()
             shape = (len(batch), batch.ids.shape[1])
-            with without_head(self.model), capture(self.model, shape, drawn.receive) as captured:
-                drawn.forward = forward(self.model, batch.ids, captured, self.graph)
-                drawn.h = drawn.forward.hidden.detach()
-                drawn.head = head_draws(self.head, drawn.h, batch, draws, seed, own=self.tied)
-                yield drawn
+            with without_head(self.model), capture(self.model, shape) as captured:
+                passed = forward(self.model, batch.ids, captured, self.graph)
+                h = passed.hidden.detach()
+                head = head_draws(self.head, h, batch, draws, seed, own=self.tied)
+                yield Drawn(batch, h, head, passed)
 
 
+@dataclass(frozen=True)
 class Drawn:
     """A batch after its forward, with all its draws at the head.
 
     Attributes:
+        batch: its sequences.
         h: the last hidden state, [B, T, d].
         head: the draws' share of the head.
+        forward: the way back.
     """
 
+    batch: Sequences
     h: Tensor
     head: HeadDraws
     forward: Forward
 
     def backward(self, take: Take) -> None:
         """Go back once a draw: `take(k, name, module, a, g)` for each layer of the k-th draw."""
-        self._take = take
-        self.forward.back(self.head.cotangents, self._begin)
-
-    def receive(self, name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
-        """What `capture` tells."""
-        self._take(self._draw, name, module, a, g)
-
-    def _begin(self, draw: int) -> None:
-        self._draw = draw
+        self.forward.back(self.head.cotangents, take)
 
 
 def local_layers(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole") -> set[str]:
@@ -94,16 +88,16 @@ def local_layers(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole
     """
     local: set[str] = set()
 
-    def receive(name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
+    def take(k: int, name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
         if not g[:, :-1].any():
             local.add(name)
 
-    with without_head(model), capture(model, (1, len(sequence)), receive) as captured:
+    with without_head(model), capture(model, (1, len(sequence))) as captured:
         passed = forward(model, sequence[None], captured, graph)
         cotangent = torch.zeros_like(passed.hidden)
         generator = torch.Generator().manual_seed(0)
         cotangent[:, -1] = torch.randn(cotangent.shape[-1], generator=generator).to(cotangent)
-        passed.back([cotangent], lambda k: None)
+        passed.back([cotangent], take)
     return local
 
 

@@ -235,9 +235,9 @@ def _document_gates(
         for suffix, total in weighted_sums(name, module, a, g, ones).items():
             gradient[f"{name}.{suffix}"].add_(total)
 
-    with capture(model, (batch.ids.shape[0], batch.ids.shape[1]), receive) as captured:
+    with capture(model, (batch.ids.shape[0], batch.ids.shape[1])) as captured:
         loss = mean_loss(model, batch) * share
-        captured.backward(loss, torch.ones_like(loss))
+        captured.backward(loss, torch.ones_like(loss), receive)
     return found
 
 

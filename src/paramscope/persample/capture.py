@@ -30,22 +30,34 @@ class Captured:
 
     Attributes:
         shape: samples and tokens of the ids, [B, T].
-        receive: is told of each layer's pair.
         called: names of the modules that a forward has reached.
     """
 
     shape: tuple[int, int]
-    receive: Receive
     called: set[str] = field(default_factory=set)
     _listening: bool = True
+    _receive: Receive | None = None
     _unfinished: dict[str, "_Calls"] = field(default_factory=dict)
 
-    def backward(self, outputs: Tensor, cotangent: Tensor, retain_graph: bool = False) -> None:
-        """Go back from `outputs` with `cotangent`, of their shape, telling `receive` on the way."""
-        with self.unheard():  # a call of a layer in here is a checkpoint's recomputation
-            torch.autograd.backward([outputs], [cotangent], retain_graph=retain_graph)
-        for calls in list(self._unfinished.values()):
-            calls.hand_over()  # the other calls have no part in `outputs`
+    def backward(
+        self, outputs: Tensor, cotangent: Tensor, receive: Receive, retain_graph: bool = False
+    ) -> None:
+        """Go back from `outputs` with `cotangent`, of their shape.
+
+        `receive(name, module, a, g)` is told of each module that owns parameters: a its input
+        [B, T, d] (ids [B, T] for an embedding), g the gradient of its output [B, T, p]. A module
+        that was called more than once is told of once, when its last gradient is in, with its
+        calls joined along T: its per-sample gradient is their sum. A parameter that several
+        modules share is told of for each of them.
+        """
+        self._receive = receive  # for this while alone: the graph holds self, but no receiver
+        try:
+            with self.unheard():  # a call of a layer in here is a checkpoint's recomputation
+                torch.autograd.backward([outputs], [cotangent], retain_graph=retain_graph)
+            for calls in list(self._unfinished.values()):
+                calls.hand_over()  # the other calls have no part in `outputs`
+        finally:
+            self._receive = None
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
@@ -79,7 +91,9 @@ class Captured:
                 pairs = [calls.pairs[i] for i in sorted(calls.pairs)]
                 calls.pairs.clear()
                 a, g = (_joined(part) for part in zip(*pairs, strict=True))
-                self.receive(name, module, a, g)
+                if self._receive is None:
+                    raise CaptureError(f"{name}: go back by the `backward` of what captures")
+                self._receive(name, module, a, g)
 
             def deliver(a: Tensor, g: Tensor) -> None:
                 calls.pairs[call] = _shaped(a, self.shape), _shaped(g, self.shape)
@@ -89,6 +103,7 @@ class Captured:
                     hand_over()
 
             kept = _input(module, args, kwargs)
+            # torch declares no types for a Function's `apply`
             tapped: Tensor = _Tap.apply(output, kept, deliver)  # type: ignore[no-untyped-call]
             return tapped
 
@@ -122,14 +137,10 @@ class _Tap(torch.autograd.Function):
 
 
 @contextmanager
-def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Iterator[Captured]:
+def capture(model: nn.Module, shape: tuple[int, int]) -> Iterator[Captured]:
     """Within the block, run one forward on ids of `shape` [B, T] and any number of backwards.
 
-    `receive(name, module, a, g)` is called in each `backward` of what is yielded, for each
-    module that owns parameters: a its input [B, T, d] (ids [B, T] for an embedding), g the
-    gradient of its output [B, T, p]. A module that was called more than once is received once,
-    when its last gradient is in, with its calls joined along T: its per-sample gradient is
-    their sum. A parameter that several modules share is received for each of them.
+    Backwards go by `Captured.backward`, which hands over the pairs.
 
     Raises:
         CaptureError: in the forward, a layer called without a graph (reentrant checkpointing);
@@ -138,7 +149,7 @@ def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Itera
     """
     owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(False))]
     trained = [p for p in model.parameters() if p.requires_grad]
-    captured = Captured(shape, receive)
+    captured = Captured(shape)
     with ExitStack() as stack:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -146,9 +157,6 @@ def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Itera
         for name, module in owners:
             hook = captured.hook(name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        # The graph holds `captured`, and a receiver may hold the graph: a ring that only the
-        # garbage collector would undo, a batch's activations with it.
-        stack.callback(setattr, captured, "receive", _deaf)
         yield captured
     unseen = next((name for name, _ in owners if name not in captured.called), None)
     if unseen is not None:
@@ -156,10 +164,6 @@ def capture(model: nn.Module, shape: tuple[int, int], receive: Receive) -> Itera
             f"{unseen} was not called in the forward, so its gradient can't be seen; "
             "method hutchinson would do"
         )
-
-
-def _deaf(name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:
-    raise CaptureError(f"{name}: a backward after the block of `capture` has ended")
 
 
 def _input(module: nn.Module, args: Any, kwargs: Any) -> Tensor:

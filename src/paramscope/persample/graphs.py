@@ -1,6 +1,6 @@
 """Ways to hold a model's graph: whole, from block to block, or one block at a time.
 
-All three give `receive` the same pairs. A `whole` graph costs one forward; a `checkpointed`
+All three give the same pairs. A `whole` graph costs one forward; a `checkpointed`
 one keeps the blocks' inputs and runs each block again in every backward; `layerwise` runs each
 block again once, with its graph alone in memory, and takes all backwards through it.
 """
@@ -8,6 +8,7 @@ block again once, with its graph alone in memory, and takes all backwards throug
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from paramscope.models.heads import last_hidden
 from paramscope.persample.capture import Captured
 
 Graph = Literal["whole", "checkpointed", "layerwise"]
-Begin = Callable[[int], None]
+Take = Callable[[int, str, nn.Module, Tensor, Tensor], None]
 
 
 class Forward(Protocol):
@@ -32,8 +33,11 @@ class Forward(Protocol):
 
     hidden: Tensor
 
-    def back(self, cotangents: Sequence[Tensor], begin: Begin) -> None:
-        """Go back once a cotangent of `hidden`; `begin(k)` is told before the k-th is used."""
+    def back(self, cotangents: Sequence[Tensor], take: Take) -> None:
+        """Go back once a cotangent of `hidden`: `take(k, name, module, a, g)` for the k-th's pairs.
+
+        The pairs are those of `Captured.backward`.
+        """
 
 
 def forward(model: PreTrainedModel, ids: Tensor, captured: Captured, graph: Graph) -> Forward:
@@ -55,14 +59,14 @@ class _Whole:
     hidden: Tensor
     captured: Captured
 
-    def back(self, cotangents: Sequence[Tensor], begin: Begin) -> None:
-        _back(self.captured, self.hidden, cotangents, begin)
+    def back(self, cotangents: Sequence[Tensor], take: Take) -> None:
+        _back(self.captured, self.hidden, cotangents, take)
 
 
-def _back(captured: Captured, y: Tensor, cotangents: Sequence[Tensor], begin: Begin) -> None:
+def _back(captured: Captured, y: Tensor, cotangents: Sequence[Tensor], take: Take) -> None:
     for k, cotangent in enumerate(cotangents):
-        begin(k)
-        captured.backward(y, cotangent, retain_graph=k + 1 < len(cotangents))
+        retain = k + 1 < len(cotangents)
+        captured.backward(y, cotangent, partial(take, k), retain_graph=retain)
 
 
 @dataclass
@@ -113,33 +117,30 @@ class _Layerwise:
 
         return outer
 
-    def back(self, cotangents: Sequence[Tensor], begin: Begin) -> None:
-        borders = self._through(self.end, self.hidden, cotangents, begin)
-        for place, call in reversed(list(enumerate(self.calls))):
+    def back(self, cotangents: Sequence[Tensor], take: Take) -> None:
+        borders = self._through(self.end, self.hidden, cotangents, take)
+        for call in reversed(self.calls):
             start = call.x.detach().requires_grad_()
-            borders = self._through(start, call.again(start), borders, begin)
-            if place == 0:
-                _back(self.captured, call.x, borders, begin)
+            borders = self._through(start, call.again(start), borders, take)
+        _back(self.captured, self.calls[0].x, borders, take)
 
     def _through(
-        self, start: Tensor, y: Tensor, cotangents: Sequence[Tensor], begin: Begin
+        self, start: Tensor, y: Tensor, cotangents: Sequence[Tensor], take: Take
     ) -> list[Tensor]:
         """The gradient at the leaf `start` for each cotangent of `y`."""
         borders: list[Tensor] = []
-
-        def then(k: int) -> None:
-            self._collect(start, borders)
-            begin(k)
-
-        _back(self.captured, y, cotangents, then)
-        self._collect(start, borders)
+        for k, cotangent in enumerate(cotangents):
+            retain = k + 1 < len(cotangents)
+            self.captured.backward(y, cotangent, partial(take, k), retain_graph=retain)
+            borders.append(_taken(start))
         return borders
 
-    @staticmethod
-    def _collect(start: Tensor, borders: list[Tensor]) -> None:
-        if start.grad is not None:
-            borders.append(start.grad)
-            start.grad = None
+
+def _taken(leaf: Tensor) -> Tensor:
+    """A leaf's gradient, which it loses; zeros where nothing came back to it."""
+    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    leaf.grad = None
+    return gradient
 
 
 def _state(output: Any) -> Tensor:
