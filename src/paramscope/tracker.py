@@ -15,6 +15,8 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from paramscope.errors import RequestError
+
 FRESH = (torch.ops.aten.lift_fresh.default,)  # how the new tensor of `torch.tensor` comes along
 
 
@@ -42,6 +44,7 @@ class MemoryTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        # torch declares no types for its mode's constructor
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -112,5 +115,5 @@ def _storages(leaves: Iterable[object]) -> list[UntypedStorage]:
         elif leaf.layout is torch.sparse_coo:
             found += _storages((leaf._indices(), leaf._values()))
         else:
-            raise NotImplementedError(f"the tracker can't count tensors of layout {leaf.layout}")
+            raise RequestError(f"tensors of layout {leaf.layout} can't be counted; make them dense")
     return found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from paramscope.response.replication import markdown, mean_interval, replicated, replication_record
+from paramscope.response.replication import markdown, replicated, replication_record, t_interval
 from paramscope.response.responses import merge
 from paramscope.response.statistics import statistics
 from tests.unit.response_sweeps import noisy_sweep
@@ -25,12 +25,12 @@ def by_seed():
 
 def test_the_interval_is_students():
     values = np.array([0.2, 0.9, -0.1, 0.4])
-    mean, low, high = mean_interval(values)
+    mean, low, high = t_interval(values)
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high))
     assert mean == pytest.approx(values.mean())
-    assert math.isnan(mean_interval(values[:1])[1])
-    assert all(math.isnan(x) for x in mean_interval(values[:0]))
+    assert math.isnan(t_interval(values[:1])[1])
+    assert all(math.isnan(x) for x in t_interval(values[:0]))
 
 
 def test_the_mean_is_over_training_seeds_not_noise_seeds(by_seed):

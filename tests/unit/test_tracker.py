@@ -11,6 +11,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.func import functional_call, grad, vmap
 from torch.profiler import ProfilerActivity, profile
 
+from paramscope.errors import RequestError
 from paramscope.tracker import MemoryTracker
 
 KIB = 1024
@@ -202,7 +203,7 @@ def test_sparse_parts_count_and_unknown_layouts_are_refused():
         assert held >= 16 + 8
         del index, value
         assert tracker.live_bytes >= 16 + 8
-        with pytest.raises(NotImplementedError, match=r"layout torch\.sparse_csr"):
+        with pytest.raises(RequestError, match=r"layout torch\.sparse_csr"):
             torch.eye(3).to_sparse_csr()
     del sparse
     gc.collect()

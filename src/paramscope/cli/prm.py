@@ -68,7 +68,6 @@ def prm(
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.corpus.splits import judges
     from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.errors import RequestError
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer, windows
@@ -78,8 +77,6 @@ def prm(
     from paramscope.response.sweep import Judge, curvature_of, sweep
 
     given = None if ranges is None else read_record(ranges)
-    if (given is None) == (sigma is None):
-        raise RequestError("noise needs scales: give --sigma, or --ranges, and not both")
     place = choose_device(device, threads)
     encode = load_tokenizer(model)
     members, nonmembers = (

@@ -11,7 +11,6 @@ layers as in LeCun et al. 1998 (Efficient BackProp).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,7 +18,8 @@ from paramscope.curvature.passes import Passes
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
 from paramscope.persample.graphs import Graph
-from paramscope.persample.layers import is_conv1d
+from paramscope.persample.layers import is_conv1d, is_linear
+from paramscope.persample.linear import with_one
 from paramscope.persample.precision import accumulator, wide
 
 
@@ -58,8 +58,9 @@ def rows_of(model: PreTrainedModel, units: Sequence[str]) -> list[Row]:
         tensor, _, row = unit.rpartition(":")
         layer = tensor.removesuffix(".weight")
         module = layers.get(layer)
-        linear = module is not None and (isinstance(module, nn.Linear) or is_conv1d(module))
-        if module is None or not (linear and tensor.endswith(".weight") and row.isdigit()):
+        if module is None or not (
+            is_linear(module) and tensor.endswith(".weight") and row.isdigit()
+        ):
             raise RequestError(f"unit '{unit}' is no row of a linear layer: give LAYER.weight:ROW")
         if module is model.get_output_embeddings():
             raise RequestError(f"unit '{unit}' is of the head; blocks are of the layers before it")
@@ -117,9 +118,7 @@ def _add(
     local: bool,
     into: Mapping[str, Tensor],
 ) -> None:
-    x = wide(a)
-    if module.bias is not None:
-        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+    x = wide(a) if module.bias is None else with_one(wide(a))
     for row in rows:
         by_token = wide(g[:, :, row.row, None]) * x  # [B, T, size]
         gradients = by_token.flatten(0, 1) if local else by_token.sum(1)

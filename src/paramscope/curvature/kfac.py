@@ -29,8 +29,8 @@ from paramscope.errors import RequestError
 from paramscope.models.blocks import blocks
 from paramscope.models.sequences import Sequences
 from paramscope.persample.graphs import Graph
-from paramscope.persample.layers import is_conv1d
-from paramscope.persample.linear import output_factor, squared_sum, token_squared_sum
+from paramscope.persample.layers import is_linear
+from paramscope.persample.linear import output_factor, squared_sum, token_squared_sum, with_one
 from paramscope.persample.precision import wide
 
 
@@ -74,7 +74,7 @@ def factored_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         f"{block}.{name}": module
         for block, inside in blocks(model)
         for name, module in inside.named_modules()
-        if isinstance(module, nn.Linear) or is_conv1d(module)
+        if is_linear(module)
     }
 
 
@@ -116,7 +116,7 @@ def kfac_factors(
         if a.shape[1] != batch.ids.shape[1]:
             raise RequestError(f"{name} is called more than once a forward: it has no factors")
         if k == 0:  # the inputs of all draws are the same
-            x = _with_one(a) if bias and module.bias is not None else a
+            x = with_one(a) if bias and module.bias is not None else a
             _add(inputs, name, x[:, :-1][batch.predicted])
         _add(outputs, name, g[:, :-1][batch.predicted])
 
@@ -169,7 +169,7 @@ def corrected(
         if name not in bases:
             return
         U_A, U_S = bases[name]
-        x = _with_one(a) if len(U_A) > a.shape[-1] else a
+        x = with_one(a) if len(U_A) > a.shape[-1] else a
         square = token_squared_sum if name in passes.local else squared_sum
         square(wide(x) @ U_A, wide(g) @ U_S, totals[name])
 
@@ -180,10 +180,6 @@ def corrected(
         name: replace(x, curvature=(totals[name] / n).to(x.curvature))
         for name, x in directions.items()
     }
-
-
-def _with_one(a: Tensor) -> Tensor:
-    return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
 
 
 def _add(totals: dict[str, Tensor], name: str, rows: Tensor) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
-from paramscope.persample.layers import is_conv1d
+from paramscope.persample.layers import is_linear
 
 SPARSITY = pa.schema(
     [
@@ -37,7 +37,7 @@ def unit_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if module is not head and (isinstance(module, nn.Linear) or is_conv1d(module))
+        if module is not head and is_linear(module)
     }
 
 

@@ -29,22 +29,6 @@ def mean_loss(model: PreTrainedModel, batch: Sequences) -> Tensor:
     return -log_probabilities(model, batch).sum() / batch.n_predicted
 
 
-@torch.no_grad()
-def token_log_probabilities(
-    model: PreTrainedModel, sequences: Sequences, batch_size: int
-) -> Tensor:
-    """`log_probabilities` of all sequences, [S, T−1], without a gradient."""
-    rows = sequences.ids.new_zeros(
-        (len(sequences), sequences.ids.shape[1] - 1), dtype=torch.float64
-    )
-    start = 0
-    for batch in sequences.batches(batch_size):
-        part = log_probabilities(model, batch)
-        rows[start : start + len(batch), : part.shape[1]] = part
-        start += len(batch)
-    return rows
-
-
 def document_losses(log_probs: Tensor, lengths: Tensor) -> Tensor:
     """Mean negative log-likelihood a token of each document, [S], in nats.
 
@@ -92,6 +76,13 @@ def token_statistics(
             ).double()
         start += len(batch)
     return TokenStatistics(*found)
+
+
+def token_log_probabilities(
+    model: PreTrainedModel, sequences: Sequences, batch_size: int
+) -> Tensor:
+    """`log_probabilities` of all sequences, [S, T−1], in float64 and without a gradient."""
+    return token_statistics(model, sequences, batch_size, moments=False).log_probs
 
 
 def _statistics(scores: Tensor, chosen: Tensor, moments: bool) -> Tensor:

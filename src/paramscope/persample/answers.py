@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from paramscope.errors import RequestError
 from paramscope.persample import embedding, linear, normalization
-from paramscope.persample.layers import UnknownLayerError, is_conv1d, is_rms_norm, normalized
+from paramscope.persample.layers import (
+    UnknownLayerError,
+    is_conv1d,
+    is_linear,
+    is_norm,
+    normalized,
+    unknown,
+)
 from paramscope.persample.linear import CHUNK_BYTES, NormRoute
 
 
@@ -57,7 +64,7 @@ def squared_norms(
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
-    if _is_linear(module):
+    if is_linear(module):
         a, g = _by_token(a), _by_token(g)
         weight = linear.squared_norms(a, g, route, chunk_bytes)
         return _owned(module, {"weight": weight, "bias": linear.bias_squared_norms(g)})
@@ -84,7 +91,7 @@ def weighted_sums(
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
-    if _is_linear(module):
+    if is_linear(module):
         a, g = _by_token(a), _by_token(g)
         weight = linear.weighted_sum(a, g, weights, chunk_bytes)
         if is_conv1d(module):
@@ -112,7 +119,7 @@ def kronecker_factors(
         RequestError: the module is a normalisation.
         UnknownLayerError: no kind here knows the module.
     """
-    if _is_linear(module):
+    if is_linear(module):
         a, g = _by_token(a), _by_token(g)
         appended = bias and getattr(module, "bias", None) is not None
         return Factors(
@@ -121,12 +128,12 @@ def kronecker_factors(
     if isinstance(module, nn.Embedding):
         rows, padding = module.num_embeddings, module.padding_idx
         return Factors(*embedding.kronecker_factors(a, g, rows, padding))
-    if isinstance(module, nn.LayerNorm) or is_rms_norm(module):
+    if is_norm(module):
         raise RequestError(
             f"{name}: a {type(module).__name__} has no Kronecker factors: each entry is scaled "
             "by itself, so a diagonal is what it has (layers.squared_sums)"
         )
-    raise _unknown(name, module)
+    raise unknown(name, module)
 
 
 def unit_gates(
@@ -141,7 +148,7 @@ def unit_gates(
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
-    if _is_linear(module):
+    if is_linear(module):
         weight, bias = module.get_parameter("weight").detach(), getattr(module, "bias", None)
         if is_conv1d(module):
             weight = weight.T
@@ -168,7 +175,7 @@ def unit_squared_norms(
     Raises:
         UnknownLayerError: no kind here knows the module.
     """
-    if _is_linear(module):
+    if is_linear(module):
         has_bias = getattr(module, "bias", None) is not None
         return linear.unit_squared_norms(_by_token(a), _by_token(g), has_bias, route, chunk_bytes)
     if isinstance(module, nn.Embedding):
@@ -176,10 +183,6 @@ def unit_squared_norms(
         return embedding.unit_squared_norms(a, g, rows, padding, chunk_bytes)
     gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
     return torch.stack([x.square() for x in gradients.values()]).sum(0)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def _by_token(x: Tensor) -> Tensor:
@@ -194,8 +197,8 @@ def _normalization_gradients(
     name: str, module: nn.Module, a: Tensor, g: Tensor, chunk_bytes: int
 ) -> dict[str, Tensor]:
     """Per-sample gradients [B, d] of gain and shift; the normalised input is made in chunks."""
-    if not (isinstance(module, nn.LayerNorm) or is_rms_norm(module)):
-        raise _unknown(name, module)
+    if not is_norm(module):
+        raise unknown(name, module)
     if module.get_parameter("weight").shape != a.shape[-1:]:
         raise UnknownLayerError(
             f"{name}: a {type(module).__name__} over more than the last axis is not known"
@@ -207,10 +210,3 @@ def _normalization_gradients(
     ]
     shift = normalization.shift_gradients(g)
     return _owned(module, {"weight": torch.cat(gains), "bias": shift})
-
-
-def _unknown(name: str, module: nn.Module) -> UnknownLayerError:
-    return UnknownLayerError(
-        f"{name}: no per-sample gradient is known for a {type(module).__name__}; "
-        "known are Linear, Conv1D, Embedding, LayerNorm and RMSNorm"
-    )

@@ -44,7 +44,7 @@ def add_squares(
         UnknownLayerError: no kind here knows the module.
     """
     bias_squares = linear.bias_token_squared_sum if local else linear.bias_squared_sum
-    if isinstance(module, nn.Linear) or is_conv1d(module):
+    if is_linear(module):
         square = linear.token_squared_sum if local else linear.squared_sum
         rows, columns = (g, a) if isinstance(module, nn.Linear) else (a, g)  # of the weight
         square(columns, rows, into["weight"])
@@ -53,15 +53,12 @@ def add_squares(
         g = without_padding(module, a, g)
         (embedding.token_squared_sum if local else embedding.squared_sum)(a, g, into["weight"])
         return
-    elif isinstance(module, nn.LayerNorm) or is_rms_norm(module):
+    elif is_norm(module):
         gain = normalization.gain_token_squared_sum if local else normalization.gain_squared_sum
         into["weight"] += gain(normalized(module, a), g)
         shift = normalization.by_token(wide(g))
     else:
-        raise UnknownLayerError(
-            f"{name}: no per-sample gradient is known for a {type(module).__name__}; known are "
-            "Linear, Conv1D, Embedding, LayerNorm and RMSNorm; method hutchinson would do"
-        )
+        raise unknown(name, module)
     if "bias" in into:
         into["bias"] += bias_squares(shift)
 
@@ -89,9 +86,22 @@ def check_known(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        known = isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm)
-        if not (known or is_conv1d(module) or is_rms_norm(module)):
-            add_squares(name, module, torch.empty(0), torch.empty(0), False, {})
+        known = is_linear(module) or isinstance(module, nn.Embedding) or is_norm(module)
+        if not known:
+            raise unknown(name, module)
+
+
+def unknown(name: str, module: nn.Module) -> UnknownLayerError:
+    """What to raise of a module whose kind is not known."""
+    return UnknownLayerError(
+        f"{name}: no per-sample gradient is known for a {type(module).__name__}; known are "
+        "Linear, Conv1D, Embedding, LayerNorm and RMSNorm; method hutchinson would do"
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear layer, stored either way."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -102,6 +112,11 @@ def is_conv1d(module: nn.Module) -> bool:
 def is_rms_norm(module: nn.Module) -> bool:
     """torch's RMSNorm, or one of transformers' of that name."""
     return type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A LayerNorm or an RMSNorm."""
+    return isinstance(module, nn.LayerNorm) or is_rms_norm(module)
 
 
 def _rms_eps(module: nn.Module, dtype: torch.dtype) -> float:

@@ -223,6 +223,11 @@ def unit_squared_norms(
     return norms.clamp_(min=0)
 
 
+def with_one(x: Tensor) -> Tensor:
+    """The input [..., d] with a 1 after it, [..., d+1]: what a bias is the weight of."""
+    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
+
+
 def _token_sums(g: Tensor) -> Tensor:
     return g.sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
 

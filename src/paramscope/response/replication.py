@@ -53,7 +53,7 @@ def replicated(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[Repli
     for rule, measure in keys:
         ones = [one[rule, measure] for one in found.values() if (rule, measure) in one]
         values = np.array([one.value for one in ones], float)
-        mean, low, high = mean_interval(values[np.isfinite(values)])
+        mean, low, high = t_interval(values[np.isfinite(values)])
         rows.append(
             Replicated(
                 rule,
@@ -70,7 +70,7 @@ def replicated(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[Repli
     return rows
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 95% t interval (Student 1908); NaN ends for fewer than two values."""
     if not len(values):
         return math.nan, math.nan, math.nan
