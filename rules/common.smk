@@ -9,6 +9,7 @@ from paramscope.artifacts.digest import code_digest
 from paramscope.config.load import validate_mixed
 from paramscope.errors import ConfigError
 from paramscope.machine import gpus
+from paramscope.names import CONTROLS, RANDOM, control_of
 from snakemake.exceptions import WorkflowError
 
 try:
@@ -199,7 +200,7 @@ def classes_file(wildcards):
 
 def null_is_measured(name):
     """Whether a rule is the control, measured at the scale of +5% perplexity alone."""
-    return name == "random" and config["prm"]["scales"] == "auto"
+    return name in CONTROLS and config["prm"]["scales"] == "auto"
 
 
 def response_shards(wildcards):
@@ -235,10 +236,11 @@ def scale_options(wildcards, input):
 
 
 def null_statistics(wildcards):
-    """The control's statistics, which the other rules are set against."""
-    others = [name for name in config["prm"]["rules"] if name != "random"]
-    needed = wildcards.rule in others and others != list(config["prm"]["rules"])
-    return f"results/{wildcards.model}/prm/random.statistics.json" if needed else []
+    """The statistics of a rule's own control, or else of the rows' control, where measured."""
+    if wildcards.rule in CONTROLS:
+        return []
+    measured = [name for name in (control_of(wildcards.rule), RANDOM) if name in PRM_RULES]
+    return [f"results/{wildcards.model}/prm/{name}.statistics.json" for name in measured[:1]]
 
 
 def null_options(wildcards, input):
@@ -289,15 +291,15 @@ def planted_count(wildcards):
 
 
 def partition_reference(wildcards):
-    """The partition whose sizes the random control copies."""
-    control = wildcards.rule == "random"
-    if not control:
+    """The partition whose labels a control deals out anew."""
+    if wildcards.rule not in CONTROLS:
         return []
-    return f"results/{wildcards.model}/geometry/partition/{config['partition']['default']}.parquet"
+    like = config["partition"]["default"] if wildcards.rule == RANDOM else "contrast"
+    return f"results/{wildcards.model}/geometry/partition/{like}.parquet"
 
 
 def partition_options(wildcards):
-    """What only the random control takes."""
+    """What only a control takes."""
     reference = partition_reference(wildcards)
     if not reference:
         return ""

@@ -89,9 +89,12 @@ def test_no_second_copy_of_the_logits_lives(sequences, monkeypatch):
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.shape[-1:] == (24,):
+            if isinstance(out, torch.Tensor) and out.shape[-1:] == (24,) and not is_view(out):
                 rows.append(out.numel() // 24)
             return out
+
+    def is_view(out):
+        return out.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr()
 
     model = make_tiny()
     with torch.no_grad():

@@ -14,14 +14,12 @@ def partition(
     rule: Annotated[
         str,
         Option(
-            help="origin, origin_quantile, curvature, contrast, gate, loss_gap, or random "
-            "(a control)."
+            help="origin, origin_quantile, curvature, contrast, gate, loss_gap, or a control: "
+            "random, random_tensor."
         ),
     ] = "curvature",
-    like: Annotated[
-        Path | None, Option(help="Partition whose labels the rule random permutes.")
-    ] = None,
-    draws: Annotated[int, Option(help="Draws of the rule random, 5 or more.")] = 20,
+    like: Annotated[Path | None, Option(help="Partition whose labels a control permutes.")] = None,
+    draws: Annotated[int, Option(help="Draws of a control, 5 or more.")] = 20,
     seed: Seed = 0,
 ) -> None:
     """Give every unit a class, W_func, W_sens or W_both, by a rule on its features."""

@@ -36,7 +36,12 @@ def prm(
         Path | None, Option(help="Record of each class's own scales, in place of --sigma.")
     ] = None,
     iso: Annotated[
-        bool, Option("--iso", help="Of --ranges, the scale at +5% perplexity alone.")
+        bool,
+        Option(
+            "--iso",
+            help="Of --ranges, the scale at +5% perplexity alone; draws of a control are "
+            "levelled to it by --diagonal.",
+        ),
     ] = False,
     only: Annotated[list[str] | None, Option(help="Class to disturb; all unless told.")] = None,
     noise: NoiseKind = Noise.relative,
@@ -105,6 +110,7 @@ def prm(
         seed=seed,
         kind=noise.value,
         curvature=None if diagonal is None else curvature_of(read_tensors(diagonal)),
+        level=iso,
     )
     made_by = provenance("cli.prm", arguments, device=describe_device(place))
     write_table(output, responses, RESPONSES, made_by)

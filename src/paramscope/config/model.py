@@ -25,6 +25,7 @@ from paramscope.config.sections import (
     Prm,
     Target,
 )
+from paramscope.names import CONTROLS
 
 JUDGES = 10  # members, and non-members, that attacks are judged on at the least
 
@@ -179,9 +180,16 @@ def _units_have_neighbors(config: Config) -> None:
 
 def _default_rule_is_made(config: Config) -> None:
     default, rules = config.partition.default, config.partition.rules
-    if default == "random":
+    if default in CONTROLS:
         raise inconsistent(
-            "partition.default", default, "and random is the control", "name another rule"
+            "partition.default", default, "and that is a control", "name another rule"
+        )
+    if "random_tensor" in rules and "contrast" not in rules:
+        raise inconsistent(
+            "partition.rules",
+            rules,
+            "and random_tensor is drawn like contrast",
+            "add contrast, or take random_tensor out",
         )
     if default not in rules:
         raise inconsistent(

@@ -12,11 +12,18 @@ from pydantic import AfterValidator, Field, model_validator
 
 from paramscope.config.section import Section, inconsistent
 
-PrmRule = Literal[
-    "curvature", "origin", "origin_quantile", "contrast", "gate", "loss_gap", "random", "kfac"
-]
 BLIND_SCORES = 2  # that the gate tests: length after zlib, and a bag of words
-Rule = Literal["curvature", "origin", "origin_quantile", "contrast", "gate", "loss_gap", "random"]
+Rule = Literal[
+    "curvature",
+    "origin",
+    "origin_quantile",
+    "contrast",
+    "gate",
+    "loss_gap",
+    "random",
+    "random_tensor",
+]
+PrmRule = Literal[Rule, "kfac"]
 
 
 def _unique(rules: tuple[str, ...]) -> tuple[str, ...]:
@@ -180,12 +187,13 @@ class Partition(Section):
     rules: Rules = Field(
         default=(
             *("contrast", "curvature", "origin", "origin_quantile", "gate", "loss_gap"),
-            "random",
+            *("random", "random_tensor"),
         ),
         description="contrast: curvature on members against that on non-members, by tensor; "
         "curvature: quarters by curvature within a tensor; origin: thresholds on alignment and "
         "sparsity; origin_quantile: the same on percentiles; gate: signed gradient of the loss "
-        "gap along the weights; loss_gap: that gradient's norm; random: the control.",
+        "gap along the weights; loss_gap: that gradient's norm; random: the control; "
+        "random_tensor: contrast's.",
     )
     granularity: Literal["row", "tensor", "neuron"] = Field(
         default="row",
@@ -200,7 +208,7 @@ class Partition(Section):
         default=20,
         ge=5,
         le=2**15 - 1,
-        description="Random partitions, for the null band; it takes 20.",
+        description="Draws of a control, for the null band; it takes 20.",
     )
 
 
@@ -243,7 +251,7 @@ class Prm(Section):
     """Perturbation response mapping: noise in one class, then perplexity and membership attacks."""
 
     rules: PrmRules = Field(
-        default=("contrast", "curvature", "origin", "random"),
+        default=("contrast", "curvature", "origin", "random", "random_tensor"),
         description="Among partition.rules; or kfac, eigen-directions of Kronecker-factored "
         "curvature (Merullo et al. 2025, arXiv:2510.24256).",
     )

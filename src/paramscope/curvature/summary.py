@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 from torch import Tensor
 
-from paramscope.models.blocks import block_number
+from paramscope.names import block_number
 
 SUMMARY = pa.schema(
     [

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from paramscope.errors import ArtifactError
+from paramscope.names import LABELS
 
-CLASSES = ("W_func", "W_sens", "W_both")
-CONTROL = "random"  # the partition rule that is the control of all others
+CLASSES = LABELS
 # Okabe and Ito's palette (jfly.uni-koeln.de/color): told apart with any colour vision, and
 # by marker and dash in print without colour.
 COLOURS = {"W_func": "#0072B2", "W_sens": "#D55E00", "W_both": "#009E73"}

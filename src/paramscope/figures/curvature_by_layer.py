@@ -27,7 +27,6 @@ from paramscope.figures.curvature_shares import (
 from paramscope.figures.families import (
     COLOURS,
     FAMILIES,
-    OUTSIDE,
     ROUNDING,
     family,
     module,
@@ -45,6 +44,7 @@ from paramscope.figures.style import (
     note,
     styled,
 )
+from paramscope.names import OUTSIDE
 
 SUMMARY = ("tensor", "layer", "role", "n", "draws", "mean", "q05", "q95", "se_mean")
 COLUMNS = 5  # at most

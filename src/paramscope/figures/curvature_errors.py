@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from paramscope.figures.families import COLOURS, EMBEDDING, FAMILIES, HEAD, MARKERS, OUTSIDE
+from paramscope.figures.families import COLOURS, EMBEDDING, FAMILIES, HEAD, MARKERS
 from paramscope.figures.style import GREY, PALE, count, note
+from paramscope.names import OUTSIDE
 
 GROUPS = (
     "draws",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paramscope.errors import ArtifactError
 from paramscope.figures.curvature_errors import GROUPS, by_layer, over_draws, ranks
-from paramscope.figures.families import COLOURS, FAMILIES, MARKERS, ROUNDING, family, key, layer
+from paramscope.figures.families import COLOURS, FAMILIES, MARKERS, ROUNDING, family, key
 from paramscope.figures.style import (
     DOUBLE,
     GREY,
@@ -26,6 +26,7 @@ from paramscope.figures.style import (
     number,
     styled,
 )
+from paramscope.names import block_number
 
 CHECKED = ("tensor", "index", "estimate", "standard_error", "exact_ggn", "exact_hessian")
 UNIT = "(nats / parameter²)"
@@ -107,7 +108,7 @@ def _entries(
     if not ((checked["exact_ggn"] > 0) & (checked["estimate"] > 0)).any():
         raise ArtifactError("no sampled entry has both G and its estimate > 0: nothing to compare")
     entries = checked.reset_index(drop=True).assign(
-        layer=[layer(name) for name in checked["tensor"]],
+        layer=[block_number(name) for name in checked["tensor"]],
         family=[family(name) for name in checked["tensor"]],
     )
     exact = entries["exact_ggn"]

@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from paramscope.figures.families import COLOURS, FAMILIES, OUTSIDE
+from paramscope.figures.families import COLOURS, FAMILIES
 from paramscope.figures.style import GREY, SMALL, count, note
+from paramscope.names import OUTSIDE
 
 WEIGHT, BIAS = "weight", "bias"
 TINY = float(np.finfo(float).tiny)  # what stands for 0 on a logarithmic axis, far below it

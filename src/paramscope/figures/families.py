@@ -1,9 +1,10 @@
 """The families that a language model's tensors fall into, and how figures tell them apart."""
 
-import re
 from collections.abc import Sequence
 
 from matplotlib.lines import Line2D
+
+from paramscope.names import OUTSIDE, block_number, within_block
 
 EMBEDDING, ATTENTION, MLP, NORM, HEAD, OTHER = FAMILIES = (
     "embedding",
@@ -24,16 +25,8 @@ COLOURS = {
     OTHER: "#8a8a8a",
 }
 MARKERS = {EMBEDDING: "D", ATTENTION: "o", MLP: "^", NORM: "s", HEAD: "P", OTHER: "X"}
-OUTSIDE = -1  # the layer of a tensor that is in no block
 ROUNDING = 1e-9  # of the median curvature: float32's rounding, squared, with room for sums
-_IN_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 _MLP = ("fc1", "fc2", "c_fc", "gate_proj", "up_proj", "down_proj", "wi", "wo")
-
-
-def layer(tensor: str) -> int:
-    """The number of the block that a tensor is in; OUTSIDE for one in none."""
-    found = _IN_BLOCK.search(tensor)
-    return int(found[1]) if found else OUTSIDE
 
 
 def module(tensor: str) -> str:
@@ -41,9 +34,8 @@ def module(tensor: str) -> str:
 
     Outside the blocks it is the module's own name, its path left out.
     """
-    path = tensor.rpartition(".")[0]
-    found = _IN_BLOCK.search(tensor)
-    return path[found.end() :] if found else path.rpartition(".")[2]
+    path = within_block(tensor).rpartition(".")[0]
+    return path.rpartition(".")[2] if block_number(tensor) == OUTSIDE else path
 
 
 def family(tensor: str) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from paramscope.figures.classes import CLASSES, COLOURS, CONTROL, DASHES, MARKERS
+from paramscope.figures.classes import CLASSES, COLOURS, DASHES, MARKERS
 from paramscope.figures.replicates import mean_curve, not_finite, seed_means
 from paramscope.figures.responses import (
     AUC,
@@ -26,6 +26,7 @@ from paramscope.figures.responses import (
     iso_key,
     name_panel,
     response_scale,
+    rules_and_controls,
     sigmas,
     span,
 )
@@ -52,7 +53,7 @@ def noise_response_curves(responses: Mapping[str, pd.DataFrame], model: str) -> 
     """A column a partition rule, a row a response, a curve over sigma for each class.
 
     Curves are means over noise seeds (of the mean of the antithetic pair), bands 95% t
-    intervals. The control, grey in every column, is summarised alike, class by class, its
+    intervals. A rule's control, grey in its column, is summarised alike, class by class, its
     seeds with their own draws of the partition; it has a column only where it is alone.
 
     Args:
@@ -65,22 +66,20 @@ def noise_response_curves(responses: Mapping[str, pd.DataFrame], model: str) -> 
         ArtifactError: a table without rows, or with a class that no figure knows.
     """
     tables = in_order(responses)
-    shown = {rule: table for rule, table in tables.items() if rule != CONTROL} or tables
+    shown, controls = rules_and_controls(tables)
     columns = len(shown)
     figure = new_figure(SINGLE if columns == 1 else max(DOUBLE, 1.75 * columns), 5.6)
     grid = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="row")
     told = [counts(tables), baseline(tables)]
     head(figure, model, "responses to noise", "\n".join(told))
-    control = None
-    if CONTROL in tables and CONTROL not in shown:
-        control = seed_means(tables[CONTROL], list(RESPONSES))
+    control = {rule: seed_means(table, list(RESPONSES)) for rule, table in controls.items()}
     for column, (rule, table) in enumerate(shown.items()):
         replicates = seed_means(table, list(RESPONSES))
         for axes, response in zip(grid[:, column], RESPONSES, strict=True):
             axes.axhline(0, color=PALE, linewidth=0.8, zorder=0)
             _curves(axes, replicates, response, control=False)
-            if control is not None:
-                _curves(axes, control, response, control=True)
+            if rule in control:
+                _curves(axes, control[rule], response, control=True)
         top, bottom = grid[:, column]
         top.axhline(ISO_LOG_PPL, zorder=0, **ISO_LINE)
         name_panel(top, column, rule, table)
@@ -90,8 +89,8 @@ def noise_response_curves(responses: Mapping[str, pd.DataFrame], model: str) -> 
             note(bottom, f"{count(left_out, 'replicate')} not finite, left out", x=0.02)
     _frame(grid, sigmas(tables))
     handles = []
-    if control is not None:
-        handles.append(control_key("control (random units), dashed as the classes"))
+    if control:
+        handles.append(control_key("control (random partitions), dashed as the classes"))
     if grid[0, 0].get_ylim()[1] > ISO_LOG_PPL:
         handles.append(iso_key())
     figure.legend(

@@ -7,11 +7,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
+from matplotlib.patches import Patch, Polygon
 from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
 
-from paramscope.figures.classes import CLASSES, COLOURS, CONTROL, DASHES, MARKERS
-from paramscope.figures.replicates import confidence_ellipse, draw_means, not_finite, seed_means
+from paramscope.figures.classes import CLASSES, COLOURS, DASHES, MARKERS
+from paramscope.figures.replicates import (
+    confidence_ellipse,
+    draw_means,
+    not_finite,
+    null_band,
+    seed_means,
+)
 from paramscope.figures.responses import (
     AUC,
     AUC_UNIT,
@@ -20,14 +27,16 @@ from paramscope.figures.responses import (
     PERPLEXITY,
     PERPLEXITY_UNIT,
     baseline,
-    control_key,
     counts,
     in_order,
     iso_key,
     name_panel,
     response_scale,
+    root,
+    rules_and_controls,
     sigmas,
     span,
+    square,
 )
 from paramscope.figures.style import (
     DOUBLE,
@@ -42,6 +51,8 @@ from paramscope.figures.style import (
 )
 
 X, Y = "delta_log_ppl", "delta_auc"
+HELD = 0.8  # of the density of a class's replicates, within its contour
+FEWEST = 8  # replicates that a density is drawn of
 FEW = 6  # noise levels that are listed; more are of many ranges
 SMALLEST, LARGEST = 2.2, 5.5  # pt: markers grow with sigma
 
@@ -51,8 +62,9 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
     """A panel a partition rule: a trajectory over sigma for each class.
 
     Points are means over noise seeds (of the mean of the antithetic pair), ellipses the 95%
-    confidence regions of those means. Grey lines are the control's draws of the partition,
-    each class of each.
+    confidence regions of those means, thin contours hold 80% of the seeds' density. The grey
+    band holds 95% of the rule's random partitions, each class of each, as far as they were
+    measured; dots are where they end.
 
     Args:
         responses: by rule: class, sigma, seed, sign, draw, n_units, ppl, auc, delta_log_ppl
@@ -64,8 +76,9 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
         ArtifactError: a table without rows, or with a class that no figure knows.
     """
     tables = in_order(responses)
-    columns = len(tables) if len(tables) <= 3 else 2
-    rows = -(-len(tables) // columns)
+    shown, controls = rules_and_controls(tables)
+    columns = len(shown) if len(shown) <= 3 else 2
+    rows = -(-len(shown) // columns)
     figure = new_figure(SINGLE if columns == 1 else DOUBLE, 1.4 + rows * 2.8)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     levels = sigmas(tables)
@@ -76,25 +89,26 @@ def prm_phase_diagram(responses: Mapping[str, pd.DataFrame], model: str) -> Figu
         f"{counts(tables)}\n{baseline(tables)}",
     )
     drawn = []
-    for index, (rule, table) in enumerate(tables.items()):
+    for index, (rule, table) in enumerate(shown.items()):
         axes = grid.flat[index]
         axes.axhline(0, color=PALE, linewidth=0.8, zorder=0)
         axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
         axes.axvline(ISO_LOG_PPL, zorder=0, gid="iso", **ISO_LINE)
-        if CONTROL in tables:
-            _control(axes, tables[CONTROL])
+        if rule in controls:
+            _control(axes, controls[rule])
         drawn.append(_trajectories(axes, table))
         name_panel(axes, index, rule, table)
-    _frame(grid, pd.concat(drawn), len(tables))
-    handles = [iso_key()]
-    if CONTROL in tables:
-        handles.insert(0, control_key("control (random units), a line a draw and class"))
+    _frame(grid, pd.concat(drawn), len(shown))
+    handles: list[Any] = [iso_key()]
+    if controls:
+        handles.insert(0, Patch(facecolor=GREY, alpha=0.25, label="95% of random partitions"))
     figure.legend(
         handles=handles,
-        title=("\n" if columns == 1 else "; ").join(
+        title="\n".join(
             (
                 marker_words(levels),
                 "ellipses: 95% confidence region of the mean over noise seeds",
+                "contours: 80% of the seeds' density",
             )
         ),
         loc="outside lower center",
@@ -121,6 +135,7 @@ def _trajectories(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
     for label in CLASSES:
         if label not in means.index:
             continue
+        _density(axes, replicates.loc[replicates["class"] == label, [X, Y]].to_numpy(), label)
         path = means.loc[label]
         size = dict(zip(path.index, np.linspace(SMALLEST, LARGEST, len(path)), strict=True))
         axes.plot(
@@ -159,12 +174,32 @@ def _trajectories(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
+def _density(axes: Axes, points: NDArray[np.float64], label: str) -> None:
+    """The contour, on the axes' own square-root scale, that holds 80% of a kernel density.
+
+    Source: Scott's bandwidth (Scott 1992, "Multivariate Density Estimation").
+    """
+    scaled = root(points).T
+    if len(points) < FEWEST or np.linalg.matrix_rank(np.cov(scaled), hermitian=True) < 2:
+        return
+    density = gaussian_kde(scaled)
+    level = np.quantile(density(scaled), 1 - HELD)
+    low, high = scaled.min(1), scaled.max(1)
+    x, y = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low), 120).T
+    height = density(np.stack([a.ravel() for a in np.meshgrid(x, y)])).reshape(len(y), len(x))
+    axes.contour(
+        square(x), square(y), height, [level], colors=COLOURS[label], linewidths=0.5, alpha=0.7,
+        zorder=1,
+    ).set_gid(f"density {label}")  # fmt: skip
+
+
 def _control(axes: Axes, table: pd.DataFrame) -> None:
     means = draw_means(table, [X, Y]).dropna()
-    for _, path in means.groupby(["class", "draw"]):
-        axes.plot(
-            [0, *path[X]], [0, *path[Y]], color=GREY, linewidth=0.5, alpha=0.5, zorder=1, gid="draw"
-        )
+    paths = [path[[X, Y]].to_numpy() for _, path in means.groupby(["class", "draw"])]
+    x, low, high = null_band(paths)
+    axes.fill_between(x, low, high, color=GREY, alpha=0.25, linewidth=0, zorder=0, gid="null")
+    ends = np.array([path[-1] for path in paths])
+    axes.plot(*ends.T, ".", color=GREY, ms=1.6, alpha=0.7, zorder=1, gid="draws")
 
 
 def _frame(grid: NDArray[Any], means: pd.DataFrame, panels: int) -> None:

@@ -31,6 +31,20 @@ def draw_means(responses: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return _means(_means(responses, PAIR, columns), DRAW, columns)
 
 
+def null_band(
+    paths: Sequence[NDArray[np.float64]], points: int = 60
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Where 95% of trajectories pass: x, low and high, [points] each.
+
+    A path [levels, 2] starts at (0, 0) and is linear between its levels; x goes as far as
+    half of the paths do, and those that end before are left out beyond.
+    """
+    x = np.linspace(0, np.median([path[-1, 0] for path in paths]), points)
+    y = np.stack([np.interp(x, [0, *path[:, 0]], [0, *path[:, 1]], right=np.nan) for path in paths])
+    low, high = np.nanquantile(y, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return x, low, high
+
+
 def _means(frame: pd.DataFrame, by: list[str], columns: Sequence[str]) -> pd.DataFrame:
     names = list(columns)
     finite = np.isfinite(frame[names].to_numpy(dtype=float)).all(axis=1)

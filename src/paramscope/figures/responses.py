@@ -12,8 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 from paramscope.errors import ArtifactError, RequestError
-from paramscope.figures.classes import CLASSES, CONTROL, NAMES, checked, key
+from paramscope.figures.classes import CLASSES, NAMES, checked, key
 from paramscope.figures.style import GREY, INK, count, letter, number, seeds_told
+from paramscope.names import CONTROLS, RANDOM, control_of
 
 COLUMNS = (
     *("class", "sigma", "seed", "sign", "draw", "n_units"),
@@ -42,7 +43,7 @@ def by_rule(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def in_order(responses: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The tables by rule, the control last.
+    """The tables by rule, controls last.
 
     Raises:
         ArtifactError: no table, one without rows, or one with a class that no figure knows.
@@ -53,14 +54,30 @@ def in_order(responses: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         if table.empty:
             raise ArtifactError(f"the responses of rule {rule} have no rows; rerun prm_responses")
         checked(table["class"], f"rule {rule}")
-    return dict(sorted(responses.items(), key=lambda item: item[0] == CONTROL))
+    return dict(sorted(responses.items(), key=lambda item: item[0] in CONTROLS))
+
+
+def rules_and_controls(
+    tables: Mapping[str, pd.DataFrame],
+) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
+    """The tables that get a panel, and by rule that of its control, where there is one.
+
+    A control has a panel only where there is nothing else.
+    """
+    shown = {rule: table for rule, table in tables.items() if rule not in CONTROLS}
+    if not shown:
+        return dict(tables), {}
+    own = {rule: tables.get(control_of(rule), tables.get(RANDOM)) for rule in shown}
+    return shown, {rule: table for rule, table in own.items() if table is not None}
 
 
 def counts(tables: Mapping[str, pd.DataFrame]) -> str:
-    """How many noise seeds, and draws of the control's partition."""
-    told = [seeds_told({rule: int(table["seed"].nunique()) for rule, table in tables.items()})]
-    if CONTROL in tables:
-        told.append(count(int(tables[CONTROL]["draw"].nunique()), "control draw"))
+    """How many noise seeds, and draws of a control's partition."""
+    shown, controls = rules_and_controls(tables)
+    told = [seeds_told({rule: int(table["seed"].nunique()) for rule, table in shown.items()})]
+    draws = max((int(table["draw"].nunique()) for table in controls.values()), default=0)
+    if draws:
+        told.append(count(draws, "control draw"))
     return " · ".join(told)
 
 
@@ -86,13 +103,13 @@ def class_sizes(table: pd.DataFrame) -> dict[str, int]:
 
 def name_panel(axes: Axes, index: int, rule: str, table: pd.DataFrame) -> None:
     """Above the axes: letter, rule, and the classes' keys and units, empty ones said so."""
-    nothing = "not measured" if rule == CONTROL else "n = 0: empty"
+    nothing = "not measured" if rule in CONTROLS else "n = 0: empty"
     axes.legend(
         handles=[
             key(label, f"{NAMES[label]} ({count(n, 'unit') if n else nothing})")
             for label, n in class_sizes(table).items()
         ],
-        title=f"{letter(index)}  {rule}{' (control)' if rule == CONTROL else ''}",
+        title=f"{letter(index)}  {rule}{' (control)' if rule in CONTROLS else ''}",
         loc="lower left",
         bbox_to_anchor=(0, 1),
         alignment="left",
@@ -108,7 +125,7 @@ def response_scale(axes: Axes, side: str, low: float, high: float, room: float =
     proportional to each other a straight line from the origin; but for values well below
     CORE, where the scale is linear. Ticks are at least `room` of the axis apart.
     """
-    getattr(axes, f"set_{side}scale")("function", functions=(_root, _square))
+    getattr(axes, f"set_{side}scale")("function", functions=(root, square))
     getattr(axes, f"set_{side}lim")(low, high)
     axis: Any = getattr(axes, f"{side}axis")
     axis.set_ticks(_ticks(low, high, room))
@@ -122,31 +139,33 @@ def span(inside: ArrayLike, around: ArrayLike = ()) -> tuple[float, float]:
     One wide interval must not flatten all curves: what reaches further than .4 of the
     extent of `inside` is cut off.
     """
-    inner = np.append(_root(np.asarray(inside, dtype=float)), 0.0)
+    inner = np.append(root(np.asarray(inside, dtype=float)), 0.0)
     low, high = float(inner.min()), float(inner.max())
     reach = 0.4 * (high - low) or 0.1
-    outer = _root(np.asarray(around, dtype=float))
+    outer = root(np.asarray(around, dtype=float))
     outer = np.clip(outer[np.isfinite(outer)], low - reach, high + reach)
     low, high = min([low, *outer]), max([high, *outer])
     pad = 0.04 * (high - low) or 0.1
-    return float(_square(low - pad)), float(_square(high + pad))
+    return float(square(low - pad)), float(square(high + pad))
 
 
-def _root(values: Any) -> Any:
+def root(values: Any) -> Any:
+    """Signed square roots, all but linear for values well below CORE."""
     return np.sign(values) * (np.sqrt(np.abs(values) + CORE) - np.sqrt(CORE))
 
 
-def _square(values: Any) -> Any:
+def square(values: Any) -> Any:
+    """The inverse of `root`."""
     return np.sign(values) * (np.square(np.abs(values) + np.sqrt(CORE)) - CORE)
 
 
 def _ticks(low: float, high: float, room: float) -> list[float]:
     """0 and round numbers to both sides, as many as have room, the outermost first."""
     size = [digit * 10.0**power for power in range(4, -6, -1) for digit in (5, 3, 2, 1)]
-    apart = room * (_root(high) - _root(low))
+    apart = room * (root(high) - root(low))
     ticks = [0.0]
     for tick in (sign * value for value in size for sign in (1, -1)):
-        near = min(abs(_root(tick) - _root(other)) for other in ticks)
+        near = min(abs(root(tick) - root(other)) for other in ticks)
         if low <= tick <= high and near >= apart:
             ticks.append(tick)
     return sorted(ticks)

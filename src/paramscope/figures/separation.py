@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from paramscope.errors import ArtifactError
-from paramscope.figures.classes import CONTROL, NAMES
+from paramscope.figures.classes import NAMES
 from paramscope.figures.style import (
     DOUBLE,
     GREY,
@@ -25,6 +25,7 @@ from paramscope.figures.style import (
     seeds_told,
     styled,
 )
+from paramscope.names import CONTROLS
 
 MEASURES = {"gap": "loss gap", "auc": "loss attack's AUC"}
 BEYOND, WITHIN = "#D55E00", "#0072B2"  # S beyond the null, and among it or with none
@@ -35,25 +36,28 @@ SPREAD = 0.16  # of a row's height, up and down, that the null's points are scat
 
 @styled
 def separation(records: Sequence[Mapping[str, Any]], model: str) -> Figure:
-    """S by rule with its interval, a panel a measure of membership; the null's draws below.
+    """S by rule with its interval, a panel a measure of membership; the controls' draws below.
 
-    A grey band holds 95% of random partitions' S. A score outside it is drawn in another
-    colour and marker; one that is undefined is said in words.
+    A rule's grey band holds 95% of the S of partitions that are random in what the rule
+    chooses. A score outside it is drawn in another colour and marker; one that is undefined is
+    said in words.
 
     Args:
         records: statistics, one a rule: rule, n_seeds, separation (gap and auc: value, low,
-            high, n, p_null) and, of the rule random, null (gap and auc: values, low, high).
+            high, n, null_low, null_high, p_null) and, of a control, null (gap and auc:
+            values, low, high).
         model: what the title calls the model.
 
     Raises:
-        ArtifactError: no record of a rule other than the control, or two of one rule.
+        ArtifactError: no record of a rule other than a control, or two of one rule.
     """
     by_rule = {str(record["rule"]): record for record in records}
-    rules = [rule for rule in by_rule if rule != CONTROL]
+    rules = [rule for rule in by_rule if rule not in CONTROLS]
     if not rules or len(by_rule) < len(records):
         raise ArtifactError("separation: give the statistics of one rule or more, each once")
-    nulls = (by_rule[CONTROL]["null"] or {}) if CONTROL in by_rule else {}
-    rows = len(rules) + bool(nulls)
+    nulls = {rule: by_rule[rule].get("null") or {} for rule in by_rule if rule in CONTROLS}
+    nulls = {rule: null for rule, null in nulls.items() if null}
+    rows = len(rules) + len(nulls)
     figure = new_figure(DOUBLE, 1.75 + 0.42 * rows)
     head(
         figure,
@@ -70,7 +74,7 @@ def separation(records: Sequence[Mapping[str, Any]], model: str) -> Figure:
     reach = 0.06 * (high - low)
     grid[0].set_xlim(low - reach, high + reach)
     grid[0].set_ylim(rows - 0.4, -0.6)
-    names = [*rules, *(["random\n(control)"] if nulls else [])]
+    names = [*rules, *(f"{rule}\n(control)" for rule in nulls)]
     grid[0].set_yticks(range(rows), names)
     figure.legend(
         handles=_keys(nulls),
@@ -92,14 +96,13 @@ def _panel(
     """Draw one measure; the least and greatest S that should be seen."""
     seen = [-1.0, 1.0]
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
-    null = nulls.get(kind)
-    band = _ends(null) if null else (np.nan, np.nan)
-    if np.isfinite(band).all():
-        axes.axvspan(*band, color=PALE, alpha=0.7, zorder=0, linewidth=0, gid=f"band {kind}")
-        seen += band
     for row, rule in enumerate(rules):
         score = by_rule[rule]["separation"].get(kind) or {}
         value, (low, high) = _value(score, "value"), _ends(score)
+        band = _value(score, "null_low"), _value(score, "null_high")
+        if np.isfinite(band).all():
+            _band(axes, band, row, f"band {kind} {rule}")
+            seen += band
         if not np.isfinite(value):
             axes.text(0.02, row, f"{NOTHING} undefined", fontsize=SMALL, color=GREY, va="center",
                       transform=axes.get_yaxis_transform())  # fmt: skip
@@ -117,16 +120,31 @@ def _panel(
         told = f"{number(value)}" + ("" if np.isnan(p) else f", p = {p:.2g}")
         axes.text(float(np.clip(value, -WIDEST, WIDEST)), row - 0.18, told, fontsize=SMALL,
                   color=INK, ha="center", va="bottom", zorder=4)  # fmt: skip
-    if null:
-        values = np.asarray(null["values"], float)
-        places = len(rules) + SPREAD * np.sin(2.4 * np.arange(len(values)))  # apart, not at random
+    for row, (rule, null) in enumerate(nulls.items(), len(rules)):
+        values = np.asarray(null[kind]["values"], float)
+        places = row + SPREAD * np.sin(2.4 * np.arange(len(values)))  # apart, not at random
         axes.plot(
-            values, places, "o", color=GREY, ms=2.4, mec="none", alpha=0.8, gid=f"null {kind}"
+            values,
+            places,
+            "o",
+            color=GREY,
+            ms=2.4,
+            mec="none",
+            alpha=0.8,
+            gid=f"null {kind} {rule}",
         )
         seen += np.clip(values, -WIDEST, WIDEST).tolist()
+        if np.isfinite(_ends(null[kind])).all():
+            _band(axes, _ends(null[kind]), row, f"band {kind} {rule}")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return min(seen), max(seen)
+
+
+def _band(axes: Axes, band: tuple[float, float], row: int, gid: str) -> None:
+    axes.fill_betweenx(
+        [row - 0.45, row + 0.45], *band, color=PALE, alpha=0.7, zorder=0, linewidth=0, gid=gid
+    )
 
 
 def _keys(nulls: Mapping[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from paramscope.errors import ArtifactError
-from paramscope.figures.classes import CLASSES, CONTROL, NAMES, checked
+from paramscope.figures.classes import CLASSES, NAMES, checked
 from paramscope.figures.style import (
     DOUBLE,
     GREY,
@@ -27,6 +27,7 @@ from paramscope.figures.style import (
     seeds_told,
     styled,
 )
+from paramscope.names import CONTROLS
 
 RESPONSES = {
     "delta_log_ppl": "Δ log\nperplexity",
@@ -60,7 +61,7 @@ def statistical_summary(records: Sequence[Mapping[str, Any]], model: str) -> Fig
     Raises:
         ArtifactError: no record, or two of one rule.
     """
-    by_rule = {str(r["rule"]): r for r in sorted(records, key=lambda r: r["rule"] == CONTROL)}
+    by_rule = {str(r["rule"]): r for r in sorted(records, key=lambda r: r["rule"] in CONTROLS)}
     if len(by_rule) != len(records) or not records:
         raise ArtifactError("statistics to draw: give one record or more, each of another rule")
     cells = {
@@ -188,7 +189,7 @@ def _p(p: float) -> str:
 
 
 def _name(rule: str) -> str:
-    return f"{rule}\n(control)" if rule == CONTROL else rule.replace("_", "_\n", 1)
+    return f"{rule}\n(control)" if rule in CONTROLS else rule.replace("_", "_\n", 1)
 
 
 def _scores(axes: Axes, by_rule: Mapping[str, Mapping[str, Any]]) -> None:
@@ -197,7 +198,7 @@ def _scores(axes: Axes, by_rule: Mapping[str, Mapping[str, Any]]) -> None:
     for place, (rule, record) in enumerate(by_rule.items()):
         if place:
             axes.axhline(place, color=PALE, linewidth=0.6)
-        heading = f"{rule} (control)" if rule == CONTROL else rule
+        heading = f"{rule} (control)" if rule in CONTROLS else rule
         _words(axes, place + 0.2, heading, INK, fontweight="bold")
         for row, (score, (name, marker, colour)) in enumerate(SCORES.items()):
             y = place + (0.52, 0.87)[row]

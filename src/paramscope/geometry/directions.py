@@ -28,7 +28,7 @@ from torch import Tensor
 from paramscope.artifacts.digest import seed_of
 from paramscope.curvature.kfac import Directions
 from paramscope.errors import ArtifactError, RequestError
-from paramscope.geometry.partition import BOTH, FUNC, SENS
+from paramscope.names import BOTH, FUNC, SENS
 
 MOST = {"count": 0.5, "mass": 1.0}  # what a share can be, by measure
 CODES: Mapping[str, int] = {FUNC: 0, SENS: 1, BOTH: 2}  # in files, so they stay

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from paramscope.errors import ArtifactError, RequestError
 from paramscope.geometry.sparsity import unit_layers, unit_names
-from paramscope.models.blocks import block_number, blocks
+from paramscope.models.blocks import blocks
+from paramscope.names import block_number
 from paramscope.persample.layers import is_conv1d
 
 Granularity = Literal["row", "tensor", "neuron"]

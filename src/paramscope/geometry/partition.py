@@ -13,8 +13,8 @@ from paramscope.artifacts.digest import seed_of
 from paramscope.errors import RequestError
 from paramscope.geometry.features import MEMBERSHIP_FEATURES, percentile
 from paramscope.geometry.quarters import ends_by_size, like_sizes, quarters
+from paramscope.names import BOTH, CONTROLS, FUNC, LABELS, SENS
 
-FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
 OF_END = {1: SENS, 0: BOTH, -1: FUNC}
 PARTITION = pa.schema(
     [
@@ -37,25 +37,27 @@ def label_units(
 ) -> pd.DataFrame:
     """Label the units by one of `RULES`; a table of the schema `PARTITION` in their order.
 
-    The rule `random` takes the partition `like` (one draw, the same units) and stacks `draws`
-    of its own; the others ignore `draws` and `seed`.
+    A control takes the partition `like` (one draw, the same units) and stacks `draws` of its
+    own; the other rules ignore `draws` and `seed`.
 
     Raises:
         RequestError: no such rule, a feature that it needs is missing or not finite, or a
-            partition that `random` can't be drawn like.
+            partition that the control can't be drawn like.
     """
     if rule not in RULES:
         raise RequestError(f"no partition rule {rule}; take one of {', '.join(RULES)}")
-    if rule != "random":
+    if rule not in CONTROLS:
         if like is not None:
-            raise RequestError(f"rule {rule} is drawn like no other; only random takes a reference")
+            raise RequestError(
+                f"rule {rule} is drawn like no other; only controls take a reference"
+            )
         return _partition(units, RULES[rule](units))
     if like is None:
-        raise RequestError("rule random needs a partition to be drawn like; name one by --like")
+        raise RequestError(f"rule {rule} needs a partition to be drawn like; name one by --like")
     if not FEWEST_DRAWS <= draws <= np.iinfo(np.int16).max:
-        raise RequestError(f"rule random with {draws} draws: take {FEWEST_DRAWS} or more")
-    reference = _reference(units, like)
-    drawn = [_partition(units, random(units, reference, d, seed), d) for d in range(draws)]
+        raise RequestError(f"rule {rule} with {draws} draws: take {FEWEST_DRAWS} or more")
+    reference = _reference(units, rule, like)
+    drawn = [_partition(units, RULES[rule](units, reference, d, seed), d) for d in range(draws)]
     return pd.concat(drawn, ignore_index=True)
 
 
@@ -121,28 +123,42 @@ def loss_gap(units: pd.DataFrame) -> pd.Series:
 
 
 def random(units: pd.DataFrame, reference: pd.Series, draw: int, seed: int) -> pd.Series:
-    """Permute a reference's labels: the control, same sizes, no features.
+    """Permute a reference's labels within each tensor: the control, same sizes, no features.
 
-    Labels are permuted within each tensor. Where the reference gives every tensor one label, as
-    `contrast` does, that would change nothing, and whole tensors are permuted among those of
-    their size (`LIKE_SIZES`). A draw hangs on the seed, its number, the names of what is
+    Where the reference gives every tensor one label, that would change nothing, and whole tensors
+    are permuted (`random_tensor`). A draw hangs on the seed, its number, the names of what is
     permuted and the reference's labels, and on nothing else. Source: a permutation null, Good
     2005, "Permutation, Parametric and Bootstrap Tests of Hypotheses".
     """
-    tensors = reference.groupby(units["tensor"])
-    if tensors.nunique().max() == 1:
-        labels = tensors.first()
-        sizes = units.groupby("tensor")["n_parameters"].sum()
-        for alike in like_sizes(sizes):
-            rng = np.random.default_rng(seed_of(seed, "random", draw, *alike))
-            labels[alike] = rng.permutation(labels[alike].to_numpy())
-        return units["tensor"].map(labels)
+    if _by_tensor(units, reference):
+        return random_tensor(units, reference, draw, seed)
     labels = pd.Series(index=units.index, dtype=reference.dtype)
     for tensor, rows in units.groupby("tensor"):
         ordered = rows.sort_values("row").index
         rng = np.random.default_rng(seed_of(seed, "random", draw, tensor))
         labels[ordered] = rng.permutation(reference[ordered].to_numpy())
     return labels
+
+
+def random_tensor(units: pd.DataFrame, reference: pd.Series, draw: int, seed: int) -> pd.Series:
+    """Permute whole tensors' labels among tensors alike in size: the control of `contrast`.
+
+    Source: as `random`.
+
+    Raises:
+        RequestError: the reference labels units of one tensor differently.
+    """
+    if not _by_tensor(units, reference):
+        raise RequestError(
+            "rule random_tensor deals out whole tensors, but the reference splits them; "
+            "draw it like contrast, or take rule random"
+        )
+    labels = reference.groupby(units["tensor"]).first()
+    sizes = units.groupby("tensor")["n_parameters"].sum()
+    for alike in like_sizes(sizes):
+        rng = np.random.default_rng(seed_of(seed, "random", draw, *alike))
+        labels[alike] = rng.permutation(labels[alike].to_numpy())
+    return units["tensor"].map(labels)
 
 
 Rule = Callable[..., pd.Series]
@@ -154,6 +170,7 @@ RULES: Mapping[str, Rule] = {
     "gate": gate,
     "loss_gap": loss_gap,
     "random": random,
+    "random_tensor": random_tensor,
 }
 
 
@@ -182,12 +199,16 @@ def _feature(units: pd.DataFrame, rule: str, name: str) -> pd.Series:
     return units[name]
 
 
-def _reference(units: pd.DataFrame, like: pd.DataFrame) -> pd.Series:
+def _by_tensor(units: pd.DataFrame, labels: pd.Series) -> bool:
+    return bool(labels.groupby(units["tensor"]).nunique().max() == 1)
+
+
+def _reference(units: pd.DataFrame, rule: str, like: pd.DataFrame) -> pd.Series:
     """The labels of `like` in the order of `units`."""
     if like["unit"].duplicated().any():
-        raise RequestError("rule random: the reference has several draws; name one that has one")
+        raise RequestError(f"rule {rule}: the reference has several draws; name one that has one")
     if set(like["unit"]) != set(units["unit"]):
-        raise RequestError("rule random: the reference labels other units; make it from these")
+        raise RequestError(f"rule {rule}: the reference labels other units; make it from these")
     labels = like.set_index("unit")["label"].reindex(units["unit"])
     return pd.Series(labels.to_numpy(), index=units.index)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from paramscope.artifacts.digest import seed_of
 from paramscope.errors import RequestError
 from paramscope.geometry.features import UNITS, percentile
-from paramscope.geometry.partition import LABELS
+from paramscope.names import LABELS
 
 PLANTED_UNITS = UNITS.append(pa.field("planted_label", pa.string(), nullable=False))
 

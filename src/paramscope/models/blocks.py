@@ -1,6 +1,5 @@
 """The repeated blocks of a transformer, and checkpointing at their borders."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,14 +8,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from paramscope.errors import RequestError
-
-OUTSIDE = -1  # the block number of what is in none
-
-
-def block_number(name: str) -> int:
-    """The block that a module or tensor of that name stands in, or `OUTSIDE`."""
-    number = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(number[1]) if number else OUTSIDE
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -66,14 +66,13 @@ def token_statistics(
     found = torch.zeros(shape, dtype=torch.float64, device=sequences.ids.device)
     start = 0
     for batch in sequences.batches(batch_size):
-        scores = logits(model, batch.ids)
-        size = max(1, CHUNK_BYTES // (4 * scores.shape[-1]))
-        for rows in batch.predicted.nonzero().split(size):
-            document, place = rows.unbind(1)
-            chosen = batch.ids[document, place + 1]
-            found[:, start + document, place] = _statistics(
-                scores[document, place], chosen, moments
-            ).double()
+        scores = logits(model, batch.ids).flatten(0, 1)
+        following = batch.ids.roll(-1, 1).flatten()  # of a last token: not one that is predicted
+        size = max(1, CHUNK_BYTES // (4 * scores.shape[1]))
+        parts = zip(scores.split(size), following.split(size), strict=True)
+        values = torch.cat([_statistics(*part, moments) for part in parts], 1)
+        values = values.unflatten(1, batch.ids.shape)[:, :, :-1].masked_fill(~batch.predicted, 0)
+        found[:, start : start + len(batch), : values.shape[2]] = values
         start += len(batch)
     return TokenStatistics(*found)
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from paramscope.names import CONTROLS
+
 Record = Mapping[str, Any]
 KINDS = {"gap": "loss gap", "auc": "loss attack's AUC"}
 Verdict = Literal["separates", "reversed", "not shown", "undefined"]
-CONTROL = "random"
 ALPHA = 0.05
 
 
@@ -45,7 +46,7 @@ def findings(records: Sequence[Record]) -> list[Finding]:
     return [
         _finding(record, kind)
         for record in records
-        if record["rule"] != CONTROL
+        if record["rule"] not in CONTROLS
         for kind in KINDS
         if kind in record["separation"]
     ]

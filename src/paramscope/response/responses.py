@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paramscope.errors import ArtifactError
-from paramscope.geometry.partition import LABELS
+from paramscope.names import LABELS
 
 SIGNS = (-1, 1)
 RESPONSE_NAMES = ("delta_log_ppl", "delta_auc", "delta_auc_min_k", "delta_loss_gap")

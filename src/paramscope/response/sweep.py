@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.artifacts.digest import seed_of
+from paramscope.errors import RequestError
 from paramscope.evaluation.membership import (
     auc,
     min_k,
@@ -125,6 +126,7 @@ def sweep(
     seed: int,
     kind: Kind = "relative",
     curvature: Curvature | None = None,
+    level: bool = False,
 ) -> pd.DataFrame:
     """Responses to noise in each class, one row a class, σ, noise seed and sign.
 
@@ -137,7 +139,14 @@ def sweep(
         seed: the run's seed.
         kind: of noise.
         curvature: what the change of loss is foretold from.
+        level: in each draw after the first, scale a class's noise so that the change foretold
+            of it is the first draw's, whose σ it is given; σ stays what it is called by.
+
+    Raises:
+        RequestError: draws to level, and no curvature to do it by.
     """
+    if level and classes.draws > 1 and curvature is None:
+        raise RequestError("draws are levelled by what curvature foretells; give the diagonal")
     baseline = judge(model)
     rows = []
     labels = [label for label in classes.labels if label in sigmas]
@@ -147,6 +156,8 @@ def sweep(
             source = NoiseSource(model, seed, number, kind)
             sets = classes.of(number % classes.draws)
             scales = factors(sets, source)
+            if level and classes.draws > 1:
+                scales |= _levelled(sets, classes.of(0), scales, source, curvature)
             for label in (label for label in labels if label in sets):
                 units, factor = sets[label], scales[label]
                 shared = {
@@ -167,6 +178,24 @@ def sweep(
                     rows.append(shared | place | predicted | changes(baseline, outcome))
                     bar.update()
     return pd.DataFrame(rows)
+
+
+def _levelled(
+    sets: Mapping[str, ClassSet],
+    first: Mapping[str, ClassSet],
+    scales: Mapping[str, float],
+    source: NoiseSource,
+    curvature: Curvature | None,
+) -> dict[str, float]:
+    """Each class's factor at which it is foretold the change that the first draw's is."""
+    own_scales = factors(first, source)
+    levelled = {}
+    for label in [label for label in sets if label in first]:
+        aim = _foretold(first[label], source, own_scales[label], curvature)
+        now = _foretold(sets[label], source, scales[label], curvature)
+        ratio = aim["predicted_delta_log_ppl"] / now["predicted_delta_log_ppl"]
+        levelled[label] = scales[label] * math.sqrt(ratio)
+    return levelled
 
 
 def _foretold(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from paramscope.geometry.sparsity import unit_layers
-from paramscope.models.blocks import block_number
+from paramscope.names import block_number
 from paramscope.response.classes import ClassSet
 from paramscope.response.noise import NoiseSource, UnitSet
 from paramscope.response.sweep import Curvature

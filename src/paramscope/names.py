@@ -1,0 +1,26 @@
+"""Names that all parts share: the classes of a partition, its controls, and blocks by number."""
+
+import re
+
+FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
+RANDOM, RANDOM_TENSOR = CONTROLS = ("random", "random_tensor")
+BY_TENSOR = ("contrast",)  # rules that label whole tensors
+OUTSIDE = -1  # the block number of what is in none
+_IN_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def control_of(rule: str) -> str:
+    """The control whose partitions are random in what the rule chooses: rows, or whole tensors."""
+    return RANDOM_TENSOR if rule in BY_TENSOR else RANDOM
+
+
+def block_number(name: str) -> int:
+    """The block that a module or tensor of that name stands in, or `OUTSIDE`."""
+    number = _IN_BLOCK.search(name)
+    return int(number[1]) if number else OUTSIDE
+
+
+def within_block(name: str) -> str:
+    """What follows the block's number in a name; all of it where it is in none."""
+    number = _IN_BLOCK.search(name)
+    return name[number.end() :] if number else name
