@@ -110,16 +110,24 @@ def replicated_statistics():
 
 def replication_inputs(wildcards):
     """All that the replication is gathered from."""
-    return [path for paths in replicated_statistics().values() for path in paths]
+    statistics = [path for paths in replicated_statistics().values() for path in paths]
+    return {"statistics": statistics, "removal": replicated_removals()}
+
+
+def replicated_removals():
+    """The record of removal at every training seed, where directions are classed."""
+    names = [MODEL, *(f"{MODEL}@{seed}" for seed in config["replicates"])]
+    return [f"results/{name}/prm/removal.json" for name in names if "kfac" in PRM_RULES]
 
 
 def replication_options(wildcards):
-    """Each statistics with its training seed, as options."""
-    return " ".join(
+    """Each statistics with its training seed, and the removals in the seeds' order, as options."""
+    statistics = " ".join(
         f"--seed {seed} --statistics {path}"
         for seed, paths in replicated_statistics().items()
         for path in paths
     )
+    return f"{statistics} {repeated('removal', replicated_removals())}"
 
 
 def target_folder(wildcards):
@@ -200,7 +208,12 @@ def classes_file(wildcards):
 
 def null_is_measured(name):
     """Whether a rule is the control, measured at the scale of +5% perplexity alone."""
-    return name in CONTROLS and config["prm"]["scales"] == "auto"
+    return is_control(name) and config["prm"]["scales"] == "auto"
+
+
+def is_control(name):
+    """Whether a partition rule is random, drawn like another's."""
+    return name in CONTROLS
 
 
 def response_shards(wildcards):
@@ -237,7 +250,7 @@ def scale_options(wildcards, input):
 
 def null_statistics(wildcards):
     """The statistics of a rule's own control, or else of the rows' control, where measured."""
-    if wildcards.rule in CONTROLS:
+    if is_control(wildcards.rule):
         return []
     measured = [name for name in (control_of(wildcards.rule), RANDOM) if name in PRM_RULES]
     return [f"results/{wildcards.model}/prm/{name}.statistics.json" for name in measured[:1]]
@@ -270,6 +283,7 @@ def results_inputs(wildcards):
         "spotcheck": f"{folder}/curvature/spotcheck.json",
         "gate": f"{folder}/corpus/gate.json",
         "membership": f"{folder}/membership/summary.json",
+        "removal": [f"{folder}/prm/removal.json"] if "kfac" in PRM_RULES else [],
         "tensor_responses": f"{folder}/prm/tensors.responses.parquet",
         "base_training": f"{folder}/base/training.parquet",
         "target_training": f"{folder}/target/training.parquet",
@@ -292,7 +306,7 @@ def planted_count(wildcards):
 
 def partition_reference(wildcards):
     """The partition whose labels a control deals out anew."""
-    if wildcards.rule not in CONTROLS:
+    if not is_control(wildcards.rule):
         return []
     like = config["partition"]["default"] if wildcards.rule == RANDOM else "contrast"
     return f"results/{wildcards.model}/geometry/partition/{like}.parquet"

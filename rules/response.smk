@@ -235,6 +235,44 @@ rule tensor_responses:
         " --seed {params.seed} {params.compute} > {log} 2>&1"
 
 
+rule removal:
+    input:
+        target=multiext("results/{model}/target/", *WEIGHTS),
+        directions="results/{model}/geometry/directions.pt",
+        member="results/{model}/corpus/member.parquet",
+        nonmember="results/{model}/corpus/nonmember.parquet",
+        evaluation="results/{model}/corpus/evaluation.parquet",
+    output:
+        rows="results/{model}/prm/removal.parquet",
+        record="results/{model}/prm/removal.json",
+    params:
+        code=code_digest("cli.removal"),
+        target=target_folder,
+        measure=options({k: config["prm"][k] for k in ("bootstrap", "batch")}),
+        sizes=options({k: config["kfac"][f"removal_{k}"] for k in ("draws", "seeds")}),
+        probe=config["membership"]["probe"],
+        length=config["length"],
+        seed=run_seed,
+        compute=compute_options(1),
+    log:
+        "logs/{model}/removal.log",
+    benchmark:
+        "benchmarks/{model}/removal.tsv"
+    conda:
+        COMPUTE_ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=stage_gpus,
+        mem_mb=2000,
+    message:
+        "taking directions of low curvature out of {wildcards.model}"
+    shell:
+        "paramscope removal {params.target} {input.directions} {input.member} {input.nonmember}"
+        " {input.evaluation} {output.rows} --output-record {output.record} {params.sizes}"
+        " --probe {params.probe} {params.measure} --length {params.length}"
+        " --seed {params.seed} {params.compute} > {log} 2>&1"
+
+
 rule findings:
     input:
         STATISTICS,
@@ -268,7 +306,7 @@ rule findings:
 
 rule replication:
     input:
-        replication_inputs,
+        unpack(replication_inputs),
     output:
         record=f"{RESULTS}/replication.json",
         table=f"{RESULTS}/replication.md",

@@ -32,14 +32,13 @@ from paramscope.figures.families import (
     MLP,
     NORM,
     OTHER,
-    OUTSIDE,
     family,
-    layer,
     module,
     short_names,
 )
 from paramscope.figures.saving import read_figure_provenance, watermark
 from paramscope.figures.style import SMALL, in_style
+from paramscope.names import OUTSIDE, block_number
 
 DRAWS, SEQUENCES = 16, 12
 KINDS = {
@@ -134,7 +133,7 @@ def make_summary(family="opt", layers=2, draws=DRAWS):
     generator = np.random.default_rng(1)
     rows = []
     for name in tensors(family, layers):
-        depth = layer(name)
+        depth = block_number(name)
         owner, _, role = name.rpartition(".")
         n = 512 if role == "weight" else 32
         scale = 1e-13 if name.endswith("k_proj.bias") else 1.0
@@ -382,7 +381,7 @@ def test_a_stage_hangs_on_no_other_figure(name):
     modules = imported_modules(f"cli.{name}")
     assert {f"paramscope.figures.{s}" for s in stages} & modules == {f"paramscope.figures.{own}"}
     packages = {module.split(".")[1] for module in modules if "." in module}
-    assert packages == {"artifacts", "cli", "errors", "figures"}
+    assert packages - {"names"} == {"artifacts", "cli", "errors", "figures"}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -416,8 +415,8 @@ def test_families_and_layers_are_read_from_the_names(model):
     assert {module(n).rpartition(".")[2] for n in of[MLP]} <= {
         *("fc1", "fc2", "c_fc", "c_proj", "gate_proj", "up_proj", "down_proj")
     }
-    assert all(layer(n) == OUTSIDE for n in of[EMBEDDING] + of.get(HEAD, []))
-    assert {layer(n) for n in of[ATTENTION]} == set(range(12))
+    assert all(block_number(n) == OUTSIDE for n in of[EMBEDDING] + of.get(HEAD, []))
+    assert {block_number(n) for n in of[ATTENTION]} == set(range(12))
     assert len(set(COLOURS.values())) == len(set(MARKERS.values())) == len(FAMILIES)
 
 
@@ -544,7 +543,7 @@ def test_errors_by_layer_and_family_are_medians_and_quartiles():
     axes = panel(curvature_quality(checked, groups, quality, "tiny"), "e  ")
     real = checked[~checked["tensor"].str.endswith("k_proj.bias")]
     errors = relative_errors(real["estimate"], real["exact_ggn"])
-    grouped = errors.groupby([real["tensor"].map(layer), real["tensor"].map(family)])
+    grouped = errors.groupby([real["tensor"].map(block_number), real["tensor"].map(family)])
     assert len(grouped) == 3 * 3 + 2
     for (where, name), values in grouped:
         ((_, middle),) = points(axes, f"median {name} {where}")

@@ -193,7 +193,7 @@ def test_what_cannot_be_drawn_is_refused():
 def test_its_stage_hangs_on_no_other_figure():
     modules = imported_modules("cli.membership_scores")
     packages = {module.split(".")[1] for module in modules if "." in module}
-    assert packages == {"artifacts", "cli", "errors", "figures"}
+    assert packages - {"names"} == {"artifacts", "cli", "errors", "figures"}
     drawn = {module for module in modules if module.startswith("paramscope.figures.")}
     assert drawn == {
         f"paramscope.figures.{name}" for name in ("membership_scores", "saving", "style")

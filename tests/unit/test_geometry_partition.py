@@ -7,7 +7,8 @@ from scipy.stats import percentileofscore
 
 from paramscope.errors import RequestError
 from paramscope.geometry.features import percentile
-from paramscope.geometry.partition import LABELS, PARTITION, RULES, counts, label_units
+from paramscope.geometry.partition import PARTITION, RULES, counts, label_units
+from paramscope.names import CONTROLS, LABELS
 
 
 def made(rows=(13, 8, 3), seed=0):
@@ -205,6 +206,18 @@ def test_curvature_is_blind_to_monotone_transforms_and_to_the_rows_order():
     pd.testing.assert_series_equal(again[found.index], found)
 
 
+def test_random_tensor_deals_whole_tensors_and_refuses_split_ones():
+    """The control of `contrast` is the permutation of whole tensors, and of nothing smaller."""
+    units = tensors([8, 8, 8, 8, 40, 41, 41, 42], [0.9, 0.8, 0.7, 0.1, 0.2, 0.0, -0.1, -0.2])
+    like = label_units(units, "contrast")
+    drawn = label_units(units, "random_tensor", like=like, draws=30, seed=2)
+    assert drawn.equals(label_units(units, "random", like=like, draws=30, seed=2))
+    assert len({by_tensor(units, d.reset_index(drop=True)) for _, d in drawn.groupby("draw")}) > 10
+    split = label_units(made(), "curvature")
+    with pytest.raises(RequestError, match="the reference splits them"):
+        label_units(made(), "random_tensor", like=split)
+
+
 def test_random_keeps_every_tensors_counts_and_its_draws_differ():
     units = made()
     like = label_units(units, "curvature")
@@ -281,14 +294,14 @@ def test_requests_that_make_no_sense_are_refused():
         label_units(units.iloc[1:], "random", like=like)
     with pytest.raises(RequestError, match="several draws"):
         label_units(units, "random", like=pd.concat([like, like]))
-    with pytest.raises(RequestError, match="only random"):
+    with pytest.raises(RequestError, match="only controls take"):
         label_units(units, "origin", like=like)
 
 
 def test_every_rule_is_documented_and_gives_only_known_labels():
     units = made()
-    like = label_units(units, "curvature")
     for rule, function in RULES.items():
         assert "Source:" in function.__doc__
-        found = label_units(units, rule, like=like if rule == "random" else None)
+        like = label_units(units, "contrast") if rule in CONTROLS else None
+        found = label_units(units, rule, like=like)
         assert set(found["label"]) <= set(LABELS)

@@ -95,10 +95,14 @@ def test_the_figure_shows_scores_intervals_and_the_null(records):
             np.testing.assert_allclose(line.get_xdata(), [score["low"], score["high"]])
     assert drawn(figure, "score gap curvature").get_color() == BEYOND
     assert drawn(figure, "score gap gate").get_color() == WITHIN
-    null = drawn(figure, "null gap")
+    null = drawn(figure, "null gap random")
     np.testing.assert_allclose(null.get_xdata(), records[2]["null"]["gap"]["values"])
-    bands = [p for axes in figure.axes for p in axes.patches if p.get_gid() == "band gap"]
-    assert bands[0].get_x() == pytest.approx(records[2]["null"]["gap"]["low"])
+    for row, rule in enumerate(("curvature", "gate", "random")):
+        (band,) = [c for c in figure.axes[0].collections if c.get_gid() == f"band gap {rule}"]
+        outline = band.get_paths()[0].vertices
+        assert outline[:, 0].min() == pytest.approx(records[2]["null"]["gap"]["low"])
+        assert outline[:, 0].max() == pytest.approx(records[2]["null"]["gap"]["high"])
+        assert outline[:, 1].mean() == pytest.approx(row, abs=0.2)
 
 
 def test_a_figure_of_the_control_alone_is_refused(records):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from paramscope.response.replication import markdown, replicated, replication_record, t_interval
+from paramscope.response.replication import (
+    markdown,
+    replicated,
+    replicated_removal,
+    replication_record,
+    t_interval,
+)
 from paramscope.response.responses import merge
 from paramscope.response.statistics import statistics
 from tests.unit.response_sweeps import noisy_sweep
@@ -57,4 +63,17 @@ def test_an_undefined_seed_is_shown_and_left_out_of_the_mean(by_seed):
     table = markdown([row])
     assert "2 of 3" in table
     assert f"{row.mean:.2f} [" in table
-    assert replication_record([row], [0, 1, 2])["seeds"] == [0, 1, 2]
+    assert replication_record([row], [], [0, 1, 2])["seeds"] == [0, 1, 2]
+
+
+def test_removals_are_set_beside_each_other():
+    ratios = [1.5, 2.5, None, 2.0]
+    records = [{m: {"ratio": {"low_curvature": r}} for m in ("gap", "auc")} for r in ratios]
+    gap, _ = replicated_removal(records)
+    expected = scipy.stats.ttest_1samp([1.5, 2.5, 2.0], 0).confidence_interval(0.95)
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((2, expected.low, expected.high))
+    assert math.isnan(gap.values[2])
+    last = markdown([], [gap]).splitlines()[-1]
+    assert "| loss gap | 2.00 [" in last
+    assert last.endswith("| 1.50; 2.50; –; 2.00 |")
+    assert replicated_removal([]) == []

@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from paramscope.errors import ArtifactError
+from paramscope.errors import ArtifactError, RequestError
 from paramscope.geometry.sparsity import unit_layers
 from paramscope.models.load import logits
 from paramscope.models.sequences import padded
 from paramscope.response.classes import UnitClasses
 from paramscope.response.comparisons import sign_flip_p
 from paramscope.response.noise import NoiseSource, UnitSet
-from paramscope.response.sweep import Judge, sweep
+from paramscope.response.sweep import Curvature, Judge, sweep
 from tests.unit.conftest import make_tiny
 
 FC1 = "model.decoder.layers.0.fc1.weight"
@@ -172,6 +172,32 @@ def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
     assert counts == [8, 8]
     energies = frame[(frame["class"] == "W_both") & (frame["sign"] == 1)].set_index("seed")
     assert energies["noise_energy"].nunique() == 3
+
+
+def test_levelled_draws_are_foretold_what_the_first_is(judge):
+    """Draws of other sizes and curvature get the σ at which they should cost the same."""
+    drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
+    drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
+    model = make_tiny()
+    generator = torch.Generator().manual_seed(1)
+    h = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
+    curvature = Curvature(h, {n: 0.1 * x for n, x in h.items()})
+    given = {"sigmas": everywhere([0.5]), "seeds": range(4), "seed": 0, "curvature": curvature}
+    classes = UnitClasses(model, drawn)
+    plain = sweep(model, judge, classes, **given)
+    level = sweep(model, judge, classes, level=True, **given)
+    for label, rows in level.groupby("class"):
+        assert rows["predicted_delta_log_ppl"].to_numpy() == pytest.approx(
+            rows["predicted_delta_log_ppl"].iloc[0], rel=1e-9
+        )
+        before = plain[plain["class"] == label]
+        ratio = rows["predicted_delta_log_ppl"] / before["predicted_delta_log_ppl"]
+        energy = rows["noise_energy"] / before["noise_energy"]
+        assert energy.to_numpy() == pytest.approx(ratio.to_numpy(), rel=1e-9)
+        assert (energy[rows["draw"] == 0] == 1).all()
+    assert plain.groupby(["class", "draw"])["predicted_delta_log_ppl"].first().nunique() == 3
+    with pytest.raises(RequestError, match="give the diagonal"):
+        sweep(model, judge, classes, level=True, **(given | {"curvature": None}))
 
 
 def test_small_noise_costs_what_the_hessian_says(sequences):

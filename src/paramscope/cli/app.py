@@ -32,6 +32,7 @@ STAGES = (
     "prm",
     "prm_responses",
     "prm_statistics",
+    "removal",
     "tensor_responses",
     "findings",
     "replication",

@@ -69,35 +69,28 @@ def prm(
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import read_record
-    from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
-    from paramscope.corpus.splits import judges
+    from paramscope.cli.inputs import judge_of
     from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer, windows
     from paramscope.response.classes import read_classes
     from paramscope.response.ranges import scales
     from paramscope.response.responses import RESPONSES
-    from paramscope.response.sweep import Judge, curvature_of, sweep
+    from paramscope.response.sweep import curvature_of, sweep
 
     given = None if ranges is None else read_record(ranges)
     place = choose_device(device, threads)
-    encode = load_tokenizer(model)
-    members, nonmembers = (
-        sequences_of(encode, judges(read_table(path, ["doc_id", "text"]), probe), length)
-        for path in (member, nonmember)
-    )
-    text = read_table(evaluation, ["text"])["text"].tolist()
-    judge = Judge(
-        windows(encode, text, length, stride=length),
-        members,
-        nonmembers,
-        min_k_percent=min_k,
+    judge = judge_of(
+        model,
+        (member, nonmember, evaluation),
+        probe=probe,
+        length=length,
+        batch=batch,
         bootstrap=bootstrap,
-        batch_size=batch,
         seed=seed,
         device=place,
+        min_k=min_k,
     )
     network = load_model(model, place, DTYPES[dtype])
     classes = read_classes(partition, network)

@@ -21,6 +21,9 @@ def results(
     statistics: Annotated[Paths, Option(help="Statistics of one rule; repeat for more.")] = None,
     curvature_summary: Annotated[Path | None, Option(help="Table of curvature a tensor.")] = None,
     spotcheck: Annotated[Path | None, Option(help="Record of the curvature's spot check.")] = None,
+    removal: Annotated[
+        Path | None, Option(help="Record of what removal of directions takes.")
+    ] = None,
     tensor_responses: Annotated[
         Path | None, Option(help="Table of responses to noise in each weight.")
     ] = None,
@@ -69,6 +72,8 @@ def results(
     }
     if gate is not None:
         record["blind_gate"] = content(gate)
+    if removal is not None:
+        record["removal"] = content(removal)
     if tensor_responses is not None:
         record["foresight"] = asdict(foresight(read_table(tensor_responses)))
     if membership is not None:

@@ -43,15 +43,13 @@ def tensor_responses(
     """
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
-    from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
-    from paramscope.corpus.splits import judges
+    from paramscope.cli.inputs import judge_of
     from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
-    from paramscope.models.sequences import load_tokenizer, windows
     from paramscope.response.noise import NoiseSource
-    from paramscope.response.sweep import Judge, curvature_of, sweep
+    from paramscope.response.sweep import curvature_of, sweep
     from paramscope.response.tensors import (
         CLOSE,
         TENSOR_RESPONSES,
@@ -62,19 +60,13 @@ def tensor_responses(
     )
 
     place = choose_device(device, threads)
-    encode = load_tokenizer(model)
-    members, nonmembers = (
-        sequences_of(encode, judges(read_table(path, ["doc_id", "text"]), probe), length)
-        for path in (member, nonmember)
-    )
-    text = read_table(evaluation, ["text"])["text"].tolist()
-    judge = Judge(
-        windows(encode, text, length, stride=length),
-        members,
-        nonmembers,
-        min_k_percent=20,
+    judge = judge_of(
+        model,
+        (member, nonmember, evaluation),
+        probe=probe,
+        length=length,
+        batch=batch,
         bootstrap=2,
-        batch_size=batch,
         seed=seed,
         device=place,
     )

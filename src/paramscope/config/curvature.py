@@ -61,6 +61,14 @@ class Kfac(Section):
         "arXiv:2510.24256).",
     )
     share: float = Field(default=0.25, gt=0, lt=1, description="That share.")
+    removal_draws: int = Field(
+        default=5, ge=1, description="Random choices of directions taken out, as a control."
+    )
+    removal_seeds: int = Field(
+        default=5,
+        ge=2,
+        description="Noise seeds, in all directions, that taking directions out is set against.",
+    )
 
 
 class CurvatureBlocks(Section):

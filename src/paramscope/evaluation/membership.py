@@ -45,6 +45,12 @@ def resampled_auc(table: Tensor, members: Tensor, nonmembers: Tensor) -> Tensor:
     return ((members @ table) * nonmembers).sum(1) / total
 
 
+def resampled_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of each resample, [R], of values [n] that were drawn `counts` [R, n] times."""
+    counts = counts.to(values)
+    return (counts @ values) / counts.sum(1)
+
+
 def resample_counts(n: int, resamples: int, seed: int) -> Tensor:
     """How often each of n items is drawn in each bootstrap resample, [R, n]."""
     generator = torch.Generator().manual_seed(seed)

@@ -19,6 +19,25 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class ReplicatedRemoval:
+    """What removal of low-curvature directions takes, over what uniform noise does, over seeds.
+
+    Attributes:
+        measure: gap or auc.
+        values: ratio of η at +5% perplexity, of each training seed; NaN where undefined.
+        mean: of those that are defined, with its 95% t interval over training seeds.
+        low: see there.
+        high: see there.
+    """
+
+    measure: str
+    values: list[float]
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Replicated:
     """One rule and measure over training seeds.
 
@@ -70,6 +89,17 @@ def replicated(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[Repli
     return rows
 
 
+def replicated_removal(records: Sequence[Mapping[str, Any]]) -> list[ReplicatedRemoval]:
+    """Each measure over training seeds, from each seed's record of removal; none for no record."""
+    rows = []
+    for measure in KINDS if records else ():
+        ratios = [record[measure]["ratio"]["low_curvature"] for record in records]
+        values = np.array([math.nan if ratio is None else ratio for ratio in ratios], float)
+        ends = t_interval(values[np.isfinite(values)])
+        rows.append(ReplicatedRemoval(measure, values.tolist(), *ends))
+    return rows
+
+
 def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 95% t interval (Student 1908); NaN ends for fewer than two values."""
     if not len(values):
@@ -82,13 +112,19 @@ def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def replication_record(rows: Sequence[Replicated], seeds: Sequence[int]) -> dict[str, Any]:
+def replication_record(
+    rows: Sequence[Replicated], removals: Sequence[ReplicatedRemoval], seeds: Sequence[int]
+) -> dict[str, Any]:
     """As nested plain values."""
-    return {"seeds": list(seeds), "rules": [asdict(row) for row in rows]}
+    found = {"seeds": list(seeds), "rules": [asdict(row) for row in rows]}
+    return found | ({"removal": [asdict(row) for row in removals]} if removals else {})
 
 
-def markdown(rows: Sequence[Replicated]) -> str:
-    """A row a rule and measure: mean S with its interval, S of each seed, how many separate."""
+def markdown(rows: Sequence[Replicated], removals: Sequence[ReplicatedRemoval] = ()) -> str:
+    """A row a rule and measure: mean S with its interval, S of each seed, how many separate.
+
+    Then a row a measure of removal: the ratio of η to that of uniform noise.
+    """
     lines = [
         "| rule | measure | mean S [95% over training seeds] | S by seed (null band) | separates |",
         "|---|---|---|---|--:|",
@@ -104,6 +140,17 @@ def markdown(rows: Sequence[Replicated]) -> str:
             f"| `{row.rule}` | {KINDS[row.measure]} | {interval} | {by_seed} | "
             f"{shown} of {len(row.verdicts)} |"
         )
+    if removals:
+        lines += [
+            "",
+            "| removal of low-curvature directions | mean ratio of η to uniform noise's [95% over "
+            "training seeds] | by seed |",
+            "|---|---|---|",
+        ]
+    for one in removals:
+        by_seed = "; ".join(map(_told, one.values))
+        interval = f"{_told(one.mean)} [{_told(one.low)}, {_told(one.high)}]"
+        lines.append(f"| {KINDS[one.measure]} | {interval} | {by_seed} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,7 @@ from paramscope.evaluation.membership import (
     min_k,
     resample_counts,
     resampled_auc,
+    resampled_mean,
     wins,
 )
 from paramscope.evaluation.perplexity import log_perplexity, resampled_log_perplexity
@@ -38,6 +39,7 @@ class Outcome:
         loss_gap: mean non-member − mean member loss, nats a token.
         log_ppl_resampled: `log_ppl` on each resample of windows, [R].
         auc_resampled: `auc` on each resample of documents, [R].
+        loss_gap_resampled: `loss_gap`, likewise.
     """
 
     log_ppl: float
@@ -46,6 +48,7 @@ class Outcome:
     loss_gap: float
     log_ppl_resampled: Tensor
     auc_resampled: Tensor
+    loss_gap_resampled: Tensor
 
 
 class Judge:
@@ -96,6 +99,8 @@ class Judge:
             loss_gap=float(nonmember_loss.mean() - member_loss.mean()),
             log_ppl_resampled=resampled_log_perplexity(*windows, self.counts[0]),
             auc_resampled=resampled_auc(table, self.counts[1], self.counts[2]),
+            loss_gap_resampled=resampled_mean(nonmember_loss, self.counts[2])
+            - resampled_mean(member_loss, self.counts[1]),
         )
 
 
