@@ -19,6 +19,8 @@ wildcard_constraints:
     total=r"\d+",
     model=r"[^/]+",
     rule=r"[a-z_]+",
+    method=r"[a-z]+",
+    density=r"[0-9.e-]+",
 
 
 rule all:
@@ -32,6 +34,8 @@ include: "rules/model.smk"
 include: "rules/geometry.smk"
 include: "rules/response.smk"
 include: "rules/figures.smk"
+include: "rules/compression_common.smk"
+include: "rules/compression.smk"
 include: "rules/benchmarks.smk"
 
 

@@ -130,6 +130,18 @@ def replication_options(wildcards):
     return f"{statistics} {repeated('removal', replicated_removals())}"
 
 
+def corpus_files(wildcards):
+    """The local files that the corpus is made from."""
+    return [] if config["corpus"]["source"] == "hub" else config["corpus"]["paths"]
+
+
+def corpus_options(wildcards):
+    """The files that the corpus is made from, and their dataset, as options."""
+    dataset = config["corpus"]["dataset"]
+    paths = repeated("path", config["corpus"]["paths"])
+    return f"--dataset {dataset} {paths}" if dataset else paths
+
+
 def target_folder(wildcards):
     """The model under study."""
     return f"results/{wildcards.model}/target"

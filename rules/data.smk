@@ -1,12 +1,12 @@
 """Text: from a source to five splits that a blind gate has passed.
 
-In: the standard library's documentation, or local files. Out: results/{model}/corpus/.
+In: the standard library's documentation, local files, or those of a dataset on the hub. Out: results/{model}/corpus/.
 """
 
 
 rule corpus:
     input:
-        config["corpus"]["paths"],
+        corpus_files,
     output:
         expand(
             "results/{{model}}/corpus/{split}.parquet",
@@ -17,7 +17,7 @@ rule corpus:
         code=code_digest("cli.corpus"),
         folder=subpath(output.gate, parent=True),
         source=config["corpus"]["source"],
-        paths=repeated("path", config["corpus"]["paths"]),
+        paths=corpus_options,
         counts=options(config["corpus"]["documents"]),
         gate=options(config["corpus"]["gate"]),
         chunk_characters=config["corpus"]["chunk_characters"],

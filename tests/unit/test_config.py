@@ -192,7 +192,29 @@ WRONG = [
         "corpus.member is not a known key",
         "did you mean corpus.documents.member?",
     ),
-    ("compression.density", 0, "compression is not a known key", "the top level has model, seed"),
+    ("planner.margin", 0, "planner is not a known key", "the top level has model, seed"),
+    ("compression.density", 0.5, "compression.density is not a known key", "densities?"),
+    ("compression.densities", [0], "compression.densities[0] is 0;", "a number above 0"),
+    ("compression.densities", [1.5], "compression.densities[0] is 1.5", "at most 1"),
+    ("compression.methods", ["best"], "compression.methods[0] is 'best'", "magnitude, wanda"),
+    (
+        "compression.pattern",
+        "2:4",
+        "compression.densities is [0.5, 0.3, 0.2, 0.1, 0.05] and 2:4",
+        "give [0.5]",
+    ),
+    (
+        "compression.finetune.accumulation",
+        32,
+        "compression.finetune.accumulation is 32 and batch is 16",
+        "give at most that",
+    ),
+    (
+        "corpus.dataset",
+        "some/text",
+        "corpus.dataset is 'some/text' and source is stdlib",
+        "source hub takes one",
+    ),
 ]
 
 

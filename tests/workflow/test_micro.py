@@ -30,7 +30,10 @@ FIGURES = (
     "layer_responses",
 )
 RULES = ("contrast", "curvature", "random")
-PARTITIONS = {"contrast", "curvature", "origin", "origin_quantile", "gate", "loss_gap", "random"}
+PARTITIONS = {
+    *("contrast", "curvature", "origin", "origin_quantile", "gate", "loss_gap"),
+    *("random", "random_tensor"),
+}
 SWEEP = {"prm": 6, "prm_responses": 3, "prm_statistics": 3, "findings": 1}
 PRM = SWEEP | {"noise_range": 3}
 TENSORS = {"tensor_responses": 1, "layer_responses": 1}
@@ -40,7 +43,7 @@ PRM_FIGURES = dict.fromkeys(
 UNIT_FIGURES = {"umap_visualization": 1, "parameter_clustering": 1}
 SPOTCHECK = {"spotcheck": 1, "curvature_quality": 1}
 CURVATURE = (
-    {"curvature": 1, "units": 1, "embedding": 1, "partition": 7, "results": 1}
+    {"curvature": 1, "units": 1, "embedding": 1, "partition": 8, "results": 1}
     | SPOTCHECK | PRM | TENSORS | PRM_FIGURES | UNIT_FIGURES | {"curvature_by_layer": 1}
 )  # fmt: skip
 
@@ -129,7 +132,7 @@ def test_a_second_run_has_nothing_to_do(micro):
         (
             "geometry/sparsity.py",
             {"activation_sparsity": 1, "membership_features": 1, "units": 1, "embedding": 1}
-            | {"partition": 7, "results": 1} | PRM | TENSORS | PRM_FIGURES | UNIT_FIGURES,
+            | {"partition": 8, "results": 1} | PRM | TENSORS | PRM_FIGURES | UNIT_FIGURES,
         ),
         (
             "curvature/spotcheck.py",

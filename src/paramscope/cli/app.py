@@ -48,6 +48,16 @@ STAGES = (
     "membership_scores",
     "layer_responses",
     "benchmark_curvature",
+    "prune",
+    "finetune",
+    "evaluate",
+    "expand",
+    "summary",
+    "compression_results",
+    "perplexity_trend",
+    "density_frontier",
+    "layer_sparsity",
+    "memory_per_epoch",
 )
 
 app = typer.Typer(

@@ -14,13 +14,21 @@ class Source(StrEnum):
 
     stdlib = "stdlib"
     local = "local"
+    hub = "hub"
 
 
 def corpus(
     output: OutputFolder,
     source: Annotated[
-        Source, Option(help="stdlib: Python's own documentation; local: the files of --path.")
+        Source,
+        Option(
+            help="stdlib: Python's own documentation; local: the files of --path; hub: files of "
+            "--dataset."
+        ),
     ] = Source.stdlib,
+    dataset: Annotated[
+        str, Option(help="Dataset on the hub, or a local folder laid out like it.")
+    ] = "",
     path: Annotated[
         list[Path] | None,
         Option(help="File of text (.txt, .raw, ..., .jsonl, .parquet); may be repeated."),
@@ -57,13 +65,24 @@ def corpus(
     from paramscope.corpus.chunks import cut, is_prose
     from paramscope.corpus.deduplicate import without_near_duplicates
     from paramscope.corpus.gate import blind_gate
-    from paramscope.corpus.sources import describe, local_documents, stdlib_documents
+    from paramscope.corpus.sources import (
+        describe,
+        hub_files,
+        local_documents,
+        stdlib_documents,
+    )
     from paramscope.corpus.splits import DOCUMENTS, deal
     from paramscope.errors import RequestError
 
     if source is Source.stdlib and path:
         raise RequestError("--path is for the local source: add --source local, or leave it out")
-    documents = stdlib_documents() if source is Source.stdlib else local_documents(path or [])
+    if dataset and source is not Source.hub:
+        raise RequestError("--dataset is for the hub: add --source hub, or leave it out")
+    if source is Source.stdlib:
+        documents = stdlib_documents()
+    else:
+        files = hub_files(dataset, list(map(str, path or []))) if source is Source.hub else path
+        documents = local_documents(files or [])
     chunks = [chunk for each in documents for chunk in cut(each.text, chunk_characters)]
     prose = [chunk for chunk in chunks if is_prose(chunk)]
     texts = without_near_duplicates(prose)

@@ -43,6 +43,16 @@ def model_and_text(
     return load_model(folder, place, DTYPES[dtype]), sequences, place
 
 
+def sequences_for(folder: Path, split: Path, length: int, device: "torch.device") -> "Sequences":
+    """The documents of a split, by the tokenizer of a folder's model, on `device`."""
+    from paramscope.artifacts.tables import read_table
+    from paramscope.models.folders import sequences_of
+    from paramscope.models.sequences import load_tokenizer
+
+    text = read_table(split, ["doc_id", "text"])
+    return sequences_of(load_tokenizer(folder), text, length).to(device)
+
+
 def judge_of(
     folder: Path,
     splits: tuple[Path, Path, Path],

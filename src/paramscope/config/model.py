@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from paramscope.config.compression import Compression
 from paramscope.config.curvature import (
     Curvature,
     CurvatureBlocks,
@@ -82,6 +83,7 @@ class Config(Section):
     partition: Partition = Partition()
     membership: Membership = Membership()
     prm: Prm = Prm()
+    compression: Compression = Compression()
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:

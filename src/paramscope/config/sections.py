@@ -99,27 +99,37 @@ class Gate(Section):
 class Corpus(Section):
     """Where text comes from and how it is dealt out."""
 
-    source: Literal["stdlib", "local"] = Field(
+    source: Literal["stdlib", "local", "hub"] = Field(
         default="stdlib",
-        description="stdlib: Python's own topics and docstrings; local: the files in paths.",
+        description="stdlib: Python's own topics and docstrings; local: the files in paths; hub: "
+        "those of a dataset.",
+    )
+    dataset: str = Field(
+        default="",
+        examples=["Salesforce/wikitext"],
+        description="Of source hub: a dataset on the Hugging Face hub, or a folder laid out so.",
     )
     paths: tuple[str, ...] = Field(
         default=(),
         strict=False,
         examples=[["text/part-1.txt"]],
-        description="Files of source local, from the working directory.",
+        description="Files: from the working directory, or of source hub within the dataset.",
     )
     chunk_characters: int = Field(default=280, ge=20, description="Characters a document at most.")
     documents: Documents = Documents()
     gate: Gate = Gate()
 
     @model_validator(mode="after")
-    def _paths_are_the_local_sources(self) -> Self:
-        if self.source == "local" and not self.paths:
+    def _files_are_the_sources(self) -> Self:
+        if self.source != "stdlib" and not self.paths:
             raise inconsistent(
-                "paths", self.paths, "and source is local", "name at least one text file"
+                "paths", self.paths, f"and source is {self.source}", "name at least one text file"
             )
-        if self.source != "local" and self.paths:
+        if (self.source == "hub") != bool(self.dataset):
+            raise inconsistent(
+                "dataset", self.dataset, f"and source is {self.source}", "source hub takes one"
+            )
+        if self.source == "stdlib" and self.paths:
             raise inconsistent(
                 "paths",
                 self.paths,

@@ -96,6 +96,28 @@ def local_documents(paths: Sequence[Path]) -> list[Document]:
     return found
 
 
+def hub_files(dataset: str, files: Sequence[str]) -> list[Path]:
+    """Files of a dataset on the Hugging Face hub, as stored here; or of a local folder.
+
+    Raises:
+        RequestError: no file is named, or one that can't be had.
+    """
+    if not dataset or not files or not all(files):
+        raise RequestError("the hub source needs a dataset and its files: --dataset ID --path FILE")
+    if Path(dataset).is_dir():
+        return [Path(dataset) / file for file in files]
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return [Path(hf_hub_download(dataset, file, repo_type="dataset")) for file in files]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RequestError(
+            f"dataset '{dataset}': {line}; give a local folder or a hub id that is in reach"
+        ) from error
+
+
 def describe(documents: Sequence[Document]) -> dict[str, Any]:
     """What a corpus was made of: Python's version, counts, and a SHA-256 of the source text."""
     digest = hashlib.sha256()

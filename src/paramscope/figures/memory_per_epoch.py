@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from paramscope.figures.pruned import (
     COLUMNS,
@@ -13,6 +14,7 @@ from paramscope.figures.pruned import (
     by_density,
     epoch_axis,
     looks,
+    marked,
     name_panel,
     panels,
 )
@@ -43,7 +45,7 @@ def memory_per_epoch(epochs: Mapping[Run, pd.DataFrame], model: str) -> Figure:
     """
     densities = by_density(epochs, "epochs")
     methods = looks(method for method, _ in epochs)
-    highest = max(float(rows[PEAK].max()) for rows in epochs.values())
+    highest = max(float(rows[TOTAL].max()) for rows in epochs.values())
     size, unit = unit_of(highest)
     columns = min(len(densities), COLUMNS)
     rows_of_panels = -(-len(densities) // columns)
@@ -67,7 +69,7 @@ def memory_per_epoch(epochs: Mapping[Run, pd.DataFrame], model: str) -> Figure:
                     rows[column] / size,
                     gid=f"{'before' if hollow else 'peak'} {run[0]}",
                     zorder=2 if hollow else 3,
-                    **look.line(hollow=hollow) | {"markersize": 3.4},
+                    **look.line(hollow=hollow) | {"markersize": 3.4} | marked(rows),
                 )
             total = float(rows[TOTAL].iloc[-1]) / size
             handles.append(look.key(f"{look.name}  {total:,.4g} {unit}"))
@@ -76,6 +78,7 @@ def memory_per_epoch(epochs: Mapping[Run, pd.DataFrame], model: str) -> Figure:
         name_panel(axes, index, density, handles)
         if index % columns == 0:
             axes.set_ylabel(f"Memory ({unit})")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.tick_params(labelleft=index % columns == 0)
     plain = Look("", GREY, "o")
     figure.legend(

@@ -20,6 +20,7 @@ from paramscope.figures.pruned import (
     epoch_axis,
     log_axis,
     looks,
+    marked,
     name_panel,
     panels,
     perplexity_told,
@@ -95,7 +96,7 @@ def _trend(axes: Axes, rows: pd.DataFrame, look: Look, run: Run) -> Line2D:
         )
     chosen, pruned = best.iloc[-1], float(rows["perplexity"].iloc[0])
     finite = rows[np.isfinite(rows["perplexity"])]
-    line = look.line() | {"markersize": 3}
+    line = look.line() | {"markersize": 3} | marked(finite)
     axes.plot(finite["epoch"], finite["perplexity"], gid=f"trend {run[0]}", zorder=3, **line)
     value = float(chosen["perplexity"])
     axes.plot([chosen["epoch"]], [value], gid=f"best {run[0]}", zorder=4, **_ring(look.colour))

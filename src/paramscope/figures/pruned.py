@@ -36,6 +36,7 @@ OTHERS = (("#332288", "P"), ("#56B4E9", "X"), ("#8C510A", "<"), ("#777777", ">")
 BASELINE: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (7, 2, 1.5, 2))}
 COLUMNS = 3  # panels side by side
 MOST_TICKS = 6
+MOST_MARKS = 12  # on a line
 NARROW = 2.5  # a range of this factor is ticked evenly, a wider one by decades
 
 
@@ -136,11 +137,16 @@ def change_told(first: float, second: float) -> str:
     return f"{100 * (second / first - 1):+.1f}%".replace("-", "−")
 
 
+def marked(rows: pd.DataFrame) -> dict[str, int]:
+    """The keyword that thins a line's markers out where there are many epochs."""
+    return {"markevery": -(-len(rows) // MOST_MARKS)}
+
+
 def epoch_axis(axes: Axes, last: int, *, named: bool) -> None:
     """Whole epochs from 0 on, with room on both sides, and what they are if `named`."""
     pad = 0.06 * max(last, 1)
     axes.set_xlim(-pad, max(last, 1) + pad)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     if named:
         axes.set_xlabel("Epoch (0: pruned only)")
 
@@ -180,3 +186,17 @@ def _tick_told(value: float) -> str:
     power = int(np.floor(np.log10(value) + 1e-9))
     digits = f"{value / 10.0**power:g}"
     return rf"$10^{{{power}}}$" if digits == "1" else rf"${digits}\cdot10^{{{power}}}$"
+
+
+def by_run(table: pd.DataFrame) -> dict[Run, pd.DataFrame]:
+    """The rows of each run, by method and density, from all runs' in one table.
+
+    Columns method and of_density say whose a row is.
+    """
+    runs = table[["method", "of_density"]].drop_duplicates().itertuples(index=False, name=None)
+    return {
+        (str(method), float(density)): table[
+            (table["method"] == method) & (table["of_density"] == density)
+        ].drop(columns=["method", "of_density"])
+        for method, density in runs
+    }

@@ -1,0 +1,81 @@
+"""What the compression study's rules share: its runs, and the options of their stages."""
+
+PRUNING = config["compression"]
+COMPRESSION_RUNS = [
+    f"{method}/density-{density:g}"
+    for method in PRUNING["methods"]
+    for density in PRUNING["densities"]
+]
+COMPRESSION_FIGURES = [
+    "perplexity_trend",
+    "density_frontier",
+    "layer_sparsity",
+    "memory_per_epoch",
+]
+
+
+def compression_outputs(wildcards):
+    """All that the compression study ends with."""
+    folder = f"{RESULTS}/compression"
+    summaries = [f"{folder}/{run}/summary.txt" for run in COMPRESSION_RUNS]
+    figures = [f"{folder}/figures/{name}.png" for name in COMPRESSION_FIGURES]
+    return [*summaries, *figures, f"{folder}/study/results.json"]
+
+
+def recovery_options(wildcards):
+    """How gradual finetunes between its stages."""
+    if wildcards.method != "gradual":
+        return ""
+    schedule = PRUNING["finetune"]
+    rate = schedule["learning_rate"] or schedule["base_learning_rate"] * schedule["batch"] ** 0.5
+    return options(
+        {
+            "recovery_steps": PRUNING["recovery_steps"],
+            "learning_rate": rate,
+            "training_batch": schedule["batch"],
+        }
+    )
+
+
+def finetune_options(wildcards, input):
+    """The schedule of a finetuning."""
+    schedule = dict(PRUNING["finetune"])
+    flag = " --checkpoint-activations" if schedule.pop("checkpoint_activations") else ""
+    teacher = f" --teacher {target_folder(wildcards)}" if schedule["distillation"] else ""
+    return options(schedule) + flag + teacher
+
+
+def distillation_teacher(wildcards):
+    """The dense model, where the finetuning is to be like it."""
+    if not PRUNING["finetune"]["distillation"]:
+        return []
+    return [f"results/{wildcards.model}/target/{name}" for name in WEIGHTS]
+
+
+def evaluation_files(wildcards):
+    """The local files of more text for perplexity."""
+    return [text["path"] for text in PRUNING["texts"] if not text["dataset"]]
+
+
+def generation_documents(wildcards):
+    """Documents whose continuations are scored, where that is asked for."""
+    wanted = PRUNING["generation"]["enabled"]
+    return f"results/{wildcards.model}/corpus/nonmember.parquet" if wanted else []
+
+
+def evaluation_options(wildcards, input):
+    """More text for perplexity, and what is scored of continuations."""
+    texts = PRUNING["texts"]
+    local = [f"{t['name']}={t['path']}" for t in texts if not t["dataset"]]
+    hub = [f"{t['name']}={t['dataset']}:{t['path']}" for t in texts if t["dataset"]]
+    told = f"{repeated('text', local)} {repeated('hub', hub)}"
+    if not PRUNING["generation"]["enabled"]:
+        return told
+    sizes = {k: PRUNING["generation"][k] for k in ("prompt_tokens", "new_tokens")}
+    return f"{told} --documents {input.documents} {options(sizes)}"
+
+
+def compression_folders(wildcards):
+    """The runs' folders as options."""
+    folder = f"results/{wildcards.model}/compression"
+    return repeated("run", [f"{folder}/{run}" for run in COMPRESSION_RUNS])
