@@ -6,6 +6,8 @@ COMPRESSION_RUNS = [
     for method in PRUNING["methods"]
     for density in PRUNING["densities"]
 ]
+if PRUNING["control"] and "magnitude/density-1" not in COMPRESSION_RUNS:
+    COMPRESSION_RUNS.append("magnitude/density-1")
 COMPRESSION_FIGURES = [
     "perplexity_trend",
     "density_frontier",

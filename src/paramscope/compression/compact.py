@@ -11,13 +11,13 @@ The file has a name of its own, since transformers would fill the weights that i
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from paramscope.compression.bits import pack, unpack
 from paramscope.errors import ArtifactError, RequestError
 from paramscope.models.folders import TOKENIZER_FILES
 
@@ -60,8 +61,7 @@ def save_compact(model: PreTrainedModel, masks: Mapping[str, Tensor], folder: Pa
         fits = mask.shape == tensor.shape and mask.dtype == torch.bool
         if not fits or tensor[~mask].any():
             raise RequestError(f"mask {name}: not this weight's; give the masks it was pruned by")
-        bits = np.packbits(mask.flatten().numpy(), bitorder="little")
-        stored[f"{name}.mask"] = torch.from_numpy(bits)
+        stored[f"{name}.mask"] = pack(mask)
         stored[f"{name}.values"] = tensor[mask]
         shapes[name] = list(tensor.shape)
     if len(shapes) < len(masks):
@@ -163,14 +163,18 @@ def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, list[int]]]]:
 def _dense(folder: Path, name: str, shape: list[int], file: Any) -> tuple[Tensor, Tensor]:
     """A masked weight's mask and the weight itself, both of `shape`."""
     bits, values = file.get_tensor(f"{name}.mask"), file.get_tensor(f"{name}.values")
-    n = int(np.prod(shape))
-    unpacked = np.unpackbits(bits.numpy(), bitorder="little")[:n]
-    if len(bits) != (n + 7) // 8 or unpacked.sum() != len(values):
+    n = math.prod(shape)
+    if len(bits) != (n + 7) // 8:
         raise ArtifactError(
-            f"{folder / FILE}: {name} has {len(values)} values, but a mask of "
-            f"{unpacked.sum()} in {len(bits)} bytes for {n}; make it anew"
+            f"{folder / FILE}: {name} has {len(values)} values, but a mask of {len(bits)} bytes "
+            f"for {n} weights; make it anew"
         )
-    mask = torch.from_numpy(unpacked.view(bool)).reshape(shape)
+    mask = unpack(bits, shape)
+    if int(mask.sum()) != len(values):
+        raise ArtifactError(
+            f"{folder / FILE}: {name} has {len(values)} values, but a mask of {int(mask.sum())}; "
+            "make it anew"
+        )
     weight = values.new_zeros(shape)
     weight[mask] = values
     return mask, weight

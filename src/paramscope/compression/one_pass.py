@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from paramscope.compression.bits import pack, unpack
 from paramscope.compression.layers import Masks, weight_of
 from paramscope.compression.one_layer import Answer, Ask, Options, PruneLayer
 from paramscope.compression.patterns import Pattern
@@ -84,22 +85,23 @@ class Pass:
         """
         training = self.model.training
         self.model.eval()
-        masks: Masks = {}
+        masks: dict[str, tuple[Tensor, torch.Size]] = {}  # at a bit a weight
         rows: dict[str, dict[str, object]] = {}
         try:
             for name, statistic, inputs_s in self._reached(text, dense=density == 1):
                 started = time.perf_counter()
                 key = f"{name}.weight"
                 earlier = None if within is None else within[key]
-                masks[key], rows[key] = self._layer(name, statistic, density, earlier)
+                mask, rows[key] = self._layer(name, statistic, density, earlier)
+                masks[key] = pack(mask), mask.shape
                 rows[key]["wall_s"] = inputs_s + time.perf_counter() - started
-                del statistic  # or the next group's would be made beside it
+                del statistic, mask  # or the next group's would be made beside it
         finally:
             self.model.train(training)
         keys = [f"{name}.weight" for name in self.layers]
         frame = pd.DataFrame([rows[key] for key in keys])
         frame = frame.astype({"layer": "int16", "loss": "float64", "damping": "float64"})
-        return Pruned({key: masks[key] for key in keys}, frame)
+        return Pruned({key: unpack(*masks[key]).to(self.model.device) for key in keys}, frame)
 
     def _layer(
         self, name: str, statistic: Statistic | None, density: float, earlier: Tensor | None

@@ -95,7 +95,7 @@ class Compression(Section):
         default=("magnitude", "wanda", "sparsegpt", "gradual"),
         description="magnitude; wanda (Sun et al. 2023, arXiv:2306.11695); sparsegpt (Frantar and "
         "Alistarh 2023, arXiv:2301.00774); gradual: sparsegpt down the densities .5, .3, .2, .1, "
-        ".05 to the one asked for, with finetuning between; admm (cf. Boža 2024, "
+        ".05 to the one asked for, with recovery_steps of finetuning between; admm (cf. Boža 2024, "
         "arXiv:2401.02938).",
     )
     densities: Annotated[
@@ -118,11 +118,16 @@ class Compression(Section):
         default=0, ge=0, description="Calibration documents, drawn anew each stage; 0: all."
     )
     recovery_steps: int = Field(
-        default=20,
+        default=0,
         ge=0,
         description="Steps of finetuning between two stages of gradual; taken off finetune's.",
     )
-    batch: int = Field(default=16, ge=1, description="Sequences a forward: speed and memory alone.")
+    control: bool = Field(
+        default=True,
+        description="Finetune the dense model alike, as magnitude at density 1: what finetuning "
+        "does without pruning.",
+    )
+    batch: int = Field(default=4, ge=1, description="Sequences a forward: speed and memory alone.")
     memory_gb: float = Field(
         default=0.0, ge=0, description="Memory a job keeps to, in 10^9 bytes; 0: no limit."
     )
