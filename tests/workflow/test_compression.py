@@ -42,7 +42,11 @@ def test_the_study_is_whole(folder):
         assert (folder / f"figures/{name}.png").stat().st_size > 10_000
         assert (folder / f"figures/{name}.pdf").is_file()
     frontier = read_table(folder / "study/frontier.parquet").set_index(["method", "density"])
-    assert set(frontier.index) == {(m, d) for m in METHODS for d in DENSITIES}
+    control = ("magnitude", 1.0)
+    assert set(frontier.index) == {(m, d) for m in METHODS for d in DENSITIES} | {control}
+    assert frontier.loc[control, "perplexity_pruned"] == pytest.approx(
+        read_record(folder / "study/results.json")["dense"]["evaluation"], rel=1e-12
+    )
     layers = read_table(folder / "study/layers.parquet")
     assert ((layers["n_kept"] - layers["of_density"] * layers["n_weights"]).abs() <= 1).all()
     dense = read_record(folder / "study/results.json")["dense"]["evaluation"]
@@ -94,12 +98,12 @@ def test_what_changes_is_made_again_and_no_more(study):
     def after(**changed):
         return study.planned("compression", "--config", f"compression={json.dumps(changed)}")
 
-    six = dict.fromkeys(("finetune", "evaluate", "summary"), 6)
+    seven = dict.fromkeys(("finetune", "evaluate", "summary"), 7)
     figures = dict.fromkeys(FIGURES, 1)
     gathered = {"compression_results": 1, "compression": 1}
     clip = after(finetune={"clip": 0.5})
-    assert {k: v for k, v in clip.items() if k not in (figures | gathered)} == six
-    assert after(damping=0.02)["prune"] == 6
+    assert {k: v for k, v in clip.items() if k not in (figures | gathered)} == seven
+    assert after(damping=0.02)["prune"] == 7
     assert after(recovery_steps=1)["prune"] == 2  # of gradual alone
     new = after(densities=[0.5, 0.1, 0.3])
     assert {new[name] for name in ("prune", "finetune", "evaluate", "summary")} == {3}
