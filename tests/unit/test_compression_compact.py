@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from paramscope.compression.compact import (
     FILE,
+    FORMAT,
     compact_sizes,
     expand,
     is_compact,
@@ -175,10 +176,10 @@ def test_damaged_checkpoints_are_refused(folder, tmp_path):
     bias = name.removesuffix("weight") + "bias"
     refused(f"{bias} is None", {n: t for n, t in whole.items() if n != bias})
     refused(r"extra is \(2,\)", whole | {"extra": torch.zeros(2)})
-    refused("is of format 'None'", metadata={})
-    shapes = json.loads(about["masked"])
+    refused("is not of the format", metadata={})
+    shapes = json.loads(about[FORMAT])
     shapes[name] = shapes[name][::-1] if shapes[name][0] != shapes[name][1] else [1, 64]
-    refused("but the config's model has", metadata=about | {"masked": json.dumps(shapes)})
+    refused("but the config's model has", metadata={FORMAT: json.dumps(shapes)})
     save_file(whole, path, about)
     load_compact(folder, CPU)
     path.write_bytes(path.read_bytes()[:-8])

@@ -30,7 +30,7 @@ from paramscope.errors import ArtifactError, RequestError
 from paramscope.models.folders import TOKENIZER_FILES
 
 FILE = "compact.safetensors"
-FORMAT = "paramscope compact 1"
+FORMAT = "paramscope compact 1"  # the one key of the metadata: two would be in any order
 CARRIED = (*TOKENIZER_FILES, "generation_config.json")
 
 
@@ -72,7 +72,7 @@ def save_compact(model: PreTrainedModel, masks: Mapping[str, Tensor], folder: Pa
     config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    save_file(stored, folder / FILE, {"format": FORMAT, "masked": json.dumps(shapes)})
+    save_file(stored, folder / FILE, {FORMAT: json.dumps(shapes)})
 
 
 def load_compact(
@@ -151,11 +151,9 @@ def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, list[int]]]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise ArtifactError(
-                    f"{path}: is of format '{about.get('format')}', not '{FORMAT}'; make it anew"
-                )
-            yield file, json.loads(about["masked"])
+            if FORMAT not in about:
+                raise ArtifactError(f"{path}: is not of the format '{FORMAT}'; make it anew")
+            yield file, json.loads(about[FORMAT])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path}: not a readable compact checkpoint: {error}") from error
 
