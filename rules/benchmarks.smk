@@ -94,3 +94,33 @@ rule benchmark_partition:
         "planted memory: which scores find the rows that hold it"
     shell:
         "python {input.script} {output} --seed {params.seed} > {log} 2>&1"
+
+
+rule benchmark_compression:
+    input:
+        scripts=expand(
+            "tests/benchmarks/compression{part}.py",
+            part=["", "_job", "_cases", "_oracle", "_published", "_steps", "_goals"],
+        ),
+        target=multiext(f"{RESULTS}/target/", *WEIGHTS),
+        calibration=f"{RESULTS}/corpus/calibration.parquet",
+    output:
+        "results/benchmarks/compression.json",
+    params:
+        code=code_digest("compression.methods", "compression.finetune", "tracker"),
+        target=run_target_folder,
+        seed=config["seed"],
+    log:
+        "logs/benchmark_compression.log",
+    benchmark:
+        "benchmarks/benchmark_compression.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    message:
+        "pruning, steps and checkpoints beside their references, in processes of their own"
+    shell:
+        "python -m tests.benchmarks.compression {output} --model {params.target}"
+        " --calibration {input.calibration} --seed {params.seed} > {log} 2>&1"
