@@ -1,6 +1,7 @@
 """Stage `eigenspace`: the Hessian's leading eigenpairs."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from paramscope.artifacts.provenance import Provenance
     from paramscope.curvature.lanczos import LanczosState
 
+
+class Basis(StrEnum):
+    """Where Lanczos' basis is held."""
+
+    device = "device"
+    cpu = "cpu"
+
+
 SAVE_EVERY = 5  # products between two saves of the basis
 # What of its provenance a saved basis must share with the run that takes it up.
 IDENTITY = ("parameters", "inputs", "code", "versions", "device")
@@ -41,9 +50,9 @@ def eigenspace(
     device: DeviceName = "auto",
     dtype: DtypeName = Dtype.float32,
     threads: Threads = 2,
-    basis_on_cpu: Annotated[
-        bool, Option(help="Keep the basis, 2k + 10 vectors of the model's size, in main memory.")
-    ] = False,
+    basis: Annotated[
+        Basis, Option(help="Where the basis is, 2k + 10 vectors of the model's size.")
+    ] = Basis.device,
 ) -> None:
     """Find the Hessian's leading eigenpairs by Lanczos, with their residuals.
 
@@ -86,7 +95,7 @@ def eigenspace(
         product,
         start,
         k,
-        basis_device=torch.device("cpu") if basis_on_cpu else None,
+        basis_device=torch.device("cpu") if basis is Basis.cpu else None,
         checkpoint=save,
         resume=_saved(partial, made_by),
     )

@@ -96,3 +96,8 @@ class Eigenspace(Section):
 
     k: int = Field(default=10, ge=1, description="Eigenvectors, of largest |eigenvalue|.")
     sequences: int = Field(default=32, ge=1, description="Of the calibration split.")
+    basis: Literal["device", "cpu"] = Field(
+        default="device",
+        description="Where Lanczos' basis is, 2k + 10 vectors of the model's size: beside the "
+        "model, or in main memory.",
+    )
