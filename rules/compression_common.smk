@@ -32,6 +32,7 @@ def recovery_options(wildcards):
     rate = schedule["learning_rate"] or schedule["base_learning_rate"] * schedule["batch"] ** 0.5
     return options(
         {
+            "documents": schedule["documents"],
             "recovery_steps": PRUNING["recovery_steps"],
             "learning_rate": rate,
             "training_batch": schedule["batch"],

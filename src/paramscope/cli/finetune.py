@@ -29,6 +29,9 @@ def finetune(
     text: Annotated[Path, Option(help="Documents to train on.")],
     validation: Annotated[Path, Option(help="Documents that choose the best epoch.")],
     evaluation: Annotated[Path, Option(help="Text that perplexity is told of.")],
+    documents: Annotated[
+        int, Option(min=0, help="Of the text, the first so many; 0: all of them.")
+    ] = 0,
     epochs: Annotated[int, Option(help="Passes over the text at most.")] = 3,
     batch: Annotated[int, Option(help="Documents a step.")] = 16,
     base_samples: Annotated[
@@ -95,7 +98,7 @@ def finetune(
     place = choose_device(device, threads)
     limit_memory(memory_gb, place)
     spent = int(read_record(pruned / "pruned.json")["recovery_steps"])
-    training = sequences_for(pruned, text, length, place)
+    training = sequences_for(pruned, text, length, place)[: documents or None]
     steps = max_steps or max(1, base_samples // batch)
     steps = min(steps, epochs * -(-len(training) // batch))
     if spent >= steps:

@@ -47,6 +47,9 @@ def prune(
     text: Annotated[
         Path | None, Option(help="Documents to finetune on between the stages of gradual.")
     ] = None,
+    documents: Annotated[
+        int, Option(min=0, help="Of that text, the first so many; 0: all of them.")
+    ] = 0,
     recovery_steps: Annotated[
         int, Option(min=0, help="Steps of that finetuning, between two stages.")
     ] = 0,
@@ -100,7 +103,7 @@ def prune(
         raise RequestError("method gradual finetunes between its stages; give --text to do it on")
     recover = None
     if spent and text is not None:
-        training = sequences_for(model, text, length, place)
+        training = sequences_for(model, text, length, place)[: documents or None]
         recover = _recovery(
             training, sequences, recovery_steps, learning_rate, training_batch, seed
         )

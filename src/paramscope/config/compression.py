@@ -19,7 +19,10 @@ def _unique(values: tuple[object, ...]) -> tuple[object, ...]:
 class Finetune(Section):
     """Finetuning of what a pruned model kept, on the public split; the best epoch is kept."""
 
-    epochs: int = Field(default=2, ge=1, description="Passes over the text at most.")
+    documents: int = Field(
+        default=480, ge=0, description="Of the public split, the first so many; 0: all of them."
+    )
+    epochs: int = Field(default=3, ge=1, description="Passes over the text at most.")
     batch: int = Field(default=16, ge=1, description="Documents a step.")
     base_samples: int = Field(
         default=10_000, ge=1, description="Documents in all: base_samples / batch steps."
@@ -28,7 +31,7 @@ class Finetune(Section):
         default=5e-6, gt=0, description="Peak learning rate at a batch of 1; grows with its root."
     )
     max_steps: int = Field(
-        default=160, ge=0, description="Steps in all, in place of base_samples; 0: by that."
+        default=0, ge=0, description="Steps in all, in place of base_samples; 0: by that."
     )
     learning_rate: float = Field(
         default=1e-3, ge=0, description="Peak, in place of base_learning_rate; 0: by that."
