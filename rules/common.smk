@@ -1,4 +1,8 @@
-"""What all rules share: the checked configuration, code digests, and where things are."""
+"""What all rules share: the checked configuration, code digests, and where things are.
+
+A function of options that looks at `input` brings no rerun when what it returns changes: only
+those of paths do.
+"""
 
 import os
 import re
@@ -188,11 +192,12 @@ def earlier_draw_shards(wildcards):
     return draw_shards(wildcards)[:begun]
 
 
-def stop_options(wildcards, input):
+def stop_options(wildcards):
     """When a shard has nothing left to do."""
-    if not input.previous:
+    previous = earlier_draw_shards(wildcards)
+    if not previous:
         return ""
-    earlier = repeated("previous", input.previous)
+    earlier = repeated("previous", previous)
     return f"--tolerance {config['curvature']['tolerance']} {earlier}"
 
 
@@ -203,12 +208,13 @@ def shadow_tables(wildcards):
     return [f"{folder}/{number}-of-{total}.parquet" for number in range(total)]
 
 
-def shadow_options(wildcards, input):
+def shadow_options(wildcards):
     """The shadow models' tables as options."""
-    if not input.shadows:
+    tables = shadow_tables(wildcards)
+    if not tables:
         return ""
     variant = config["membership"]["lira_variant"]
-    return f"{repeated('shadow', input.shadows)} --lira-variant {variant}"
+    return f"{repeated('shadow', tables)} --lira-variant {variant}"
 
 
 def classes_file(wildcards):
@@ -252,12 +258,12 @@ def noise_scales(wildcards):
     return f"results/{wildcards.model}/prm/{wildcards.rule}.range.json"
 
 
-def scale_options(wildcards, input):
+def scale_options(wildcards):
     """The scales of noise as options of the sweep."""
     if config["prm"]["scales"] == "fixed":
         return repeated("sigma", config["prm"]["sigmas"])
     control = " --iso --only W_func --only W_sens" if null_is_measured(wildcards.rule) else ""
-    return f"--ranges {input.ranges}{control}"
+    return f"--ranges {noise_scales(wildcards)}{control}"
 
 
 def null_statistics(wildcards):

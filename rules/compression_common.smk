@@ -1,4 +1,7 @@
-"""What the compression study's rules share: its runs, and the options of their stages."""
+"""What the compression study's rules share: its runs, and the options of their stages.
+
+Functions of options don't look at `input`: what they return would then bring no rerun.
+"""
 
 PRUNING = config["compression"]
 COMPRESSION_RUNS = [
@@ -40,7 +43,7 @@ def recovery_options(wildcards):
     )
 
 
-def finetune_options(wildcards, input):
+def finetune_options(wildcards):
     """The schedule of a finetuning."""
     schedule = dict(PRUNING["finetune"])
     flag = " --checkpoint-activations" if schedule.pop("checkpoint_activations") else ""
@@ -66,7 +69,7 @@ def generation_documents(wildcards):
     return f"results/{wildcards.model}/corpus/nonmember.parquet" if wanted else []
 
 
-def evaluation_options(wildcards, input):
+def evaluation_options(wildcards):
     """More text for perplexity, and what is scored of continuations."""
     texts = PRUNING["texts"]
     local = [f"{t['name']}={t['path']}" for t in texts if not t["dataset"]]
@@ -75,7 +78,7 @@ def evaluation_options(wildcards, input):
     if not PRUNING["generation"]["enabled"]:
         return told
     sizes = {k: PRUNING["generation"][k] for k in ("prompt_tokens", "new_tokens")}
-    return f"{told} --documents {input.documents} {options(sizes)}"
+    return f"{told} --documents {generation_documents(wildcards)} {options(sizes)}"
 
 
 def compression_folders(wildcards):

@@ -52,7 +52,8 @@ def test_the_study_is_whole(folder):
     dense = read_record(folder / "study/results.json")["dense"]["evaluation"]
     for method in METHODS:
         half, tenth = (frontier.loc[(method, density)] for density in DENSITIES)
-        assert dense < half["perplexity_pruned"] < tenth["perplexity_pruned"]
+        if method != "gradual":  # which has been finetuned on the way
+            assert dense < half["perplexity_pruned"] < tenth["perplexity_pruned"]
         assert tenth["perplexity_finetuned"] < tenth["perplexity_pruned"]
         assert tenth["density_reached"] == pytest.approx(0.1, abs=1e-3)  # one in a block's weights
         assert tenth["compact_bytes"] < half["compact_bytes"] < half["dense_bytes"]
@@ -78,7 +79,7 @@ def test_each_run_tells_its_epochs(folder):
         text = (run / "summary.txt").read_text(encoding="utf-8")
         assert f"{best:,.2f}" in text
         assert not list(run.glob("*state*"))
-    assert "gradual" in (folder / "study/table.tex").read_text(encoding="utf-8")
+    assert "Gradual" in (folder / "study/table.tex").read_text(encoding="utf-8")
 
 
 def test_a_compact_folder_expands_to_a_plain_one(folder, tmp_path, capsys):
@@ -145,6 +146,8 @@ def test_the_published_model_is_pruned_from_a_folder(tmp_path):
             ),
         },
         "target": {"max_epochs": 1},
+        "membership": {"probe": 4},
+        "eigenspace": {"sequences": 8},
         "compression": {"texts": [], "finetune": {"epochs": 1}},
     }
     small["compression"]["texts"] = [

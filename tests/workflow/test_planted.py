@@ -22,7 +22,7 @@ def test_planted_classes_are_found_and_every_output_says_synthetic(tmp_path):
     origin = read_table(results / "geometry/partition/origin.parquet")["label"]
     assert (origin == units["planted_label"]).all()
     tables = list(results.rglob("*.parquet"))
-    assert len(tables) == 9  # units, embedding, and seven partitions
+    assert len(tables) == 10  # units, embedding, and eight partitions
     assert all(read_table_provenance(path)["synthetic"] for path in tables)
     for path in (results / "results.json", results / "geometry/embedding.json"):
         assert read_record(path)["synthetic"] is True

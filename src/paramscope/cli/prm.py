@@ -71,7 +71,7 @@ def prm(
     from paramscope.artifacts.records import read_record
     from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
-    from paramscope.cli.inputs import judge_of
+    from paramscope.cli.judging import judge_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.models.load import load_model
     from paramscope.response.classes import read_classes

@@ -49,7 +49,7 @@ def removal(
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
-    from paramscope.cli.inputs import judge_of
+    from paramscope.cli.judging import judge_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.geometry.directions import labelled_from_content
     from paramscope.models.load import load_model
