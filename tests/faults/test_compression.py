@@ -120,16 +120,21 @@ def test_more_recovery_than_steps_in_all_is_refused(folder, text, tmp_path):
 def test_a_killed_finetuning_ends_as_if_it_never_was(folder, text, tmp_path):
     """SIGKILL in the middle of an epoch; the same bytes come of it as without."""
     prune(folder, tmp_path / "pruned", text, density=0.3, length=16)
-    trained(tmp_path / "pruned", text, tmp_path / "whole")
+
+    def command(output):
+        return [
+            sys.executable, "-m", "paramscope", "finetune", str(tmp_path / "pruned"), str(output),
+            "--output-epochs", str(output.with_suffix(".parquet")), "--text", str(text),
+            "--validation", str(text), "--evaluation", str(text), "--epochs", "2",
+            "--batch", "4", "--max-steps", "40", "--learning-rate", "1e-3", "--length", "16",
+            "--save-every", "2",
+        ]  # fmt: skip
+
+    # a process of its own, too: other tests may have chosen this one's attention kernel
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=os.environ)
     output = tmp_path / "killed"
-    command = [
-        sys.executable, "-m", "paramscope", "finetune", str(tmp_path / "pruned"), str(output),
-        "--output-epochs", str(output.with_suffix(".parquet")), "--text", str(text),
-        "--validation", str(text), "--evaluation", str(text), "--epochs", "2", "--batch", "4",
-        "--max-steps", "40", "--learning-rate", "1e-3", "--length", "16", "--save-every", "2",
-    ]  # fmt: skip
     state = tmp_path / ".killed.state.pt"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
+    process = subprocess.Popen(command(output), stderr=subprocess.DEVNULL, env=os.environ)
     while not state.exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -137,7 +142,7 @@ def test_a_killed_finetuning_ends_as_if_it_never_was(folder, text, tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert state.exists()
     assert not output.exists()
-    subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    subprocess.run(command(output), check=True, capture_output=True, env=os.environ)
     assert (output / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
     assert not state.exists()
     told = ["epoch", "step", "perplexity", "validation_perplexity", "training_loss", "best"]
