@@ -122,7 +122,7 @@ WRONG = [
     ("prm.seeds", 1, "prm.seeds is 1", "a whole number of at least 2, such as 10"),
     ("prm.min_k", 101, "prm.min_k is 101", "at least 1 and at most 100, such as 20"),
     ("prm.rules", [], "prm.rules is []", "each curvature, origin, origin_quantile, contrast, gate"),
-    ("prm.rules", ["origin"] * 2, "prm.rules is ['origin', 'origin']", "name each rule once"),
+    ("prm.rules", ["origin"] * 2, "prm.rules is ['origin', 'origin']", "name each once"),
     ("prm.rules", ["orign"], "prm.rules[0] is 'orign'", "or kfac (did you mean origin?)"),
     ("partition.rules", ["curvature", "random"], "prm.rules is ['contrast'", "add to partition"),
     ("partition.default", "random", "partition.default is 'random'", "name another rule"),

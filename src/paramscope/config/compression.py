@@ -4,16 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from paramscope.config.section import Section, inconsistent
+from paramscope.config.section import Section, a_list, inconsistent, unique
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "gradual", "admm"]
 STAGES = {"gradual"}  # methods that go down by stages, so have no fixed pattern
-
-
-def _unique(values: tuple[object, ...]) -> tuple[object, ...]:
-    if len(set(values)) < len(values):
-        raise inconsistent("", values, "and repeats itself", "name each once")
-    return values
 
 
 class Finetune(Section):
@@ -92,8 +86,8 @@ class Compression(Section):
 
     methods: Annotated[
         tuple[Method, ...],
-        Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
-        AfterValidator(_unique),
+        a_list(),
+        AfterValidator(unique),
     ] = Field(
         default=("magnitude", "wanda", "sparsegpt", "gradual"),
         description="magnitude; wanda (Sun et al. 2023, arXiv:2306.11695); sparsegpt (Frantar and "
@@ -103,8 +97,8 @@ class Compression(Section):
     )
     densities: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
-        Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
-        AfterValidator(_unique),
+        a_list(),
+        AfterValidator(unique),
     ] = Field(
         default=(0.5, 0.3, 0.2, 0.1, 0.05),
         description="Shares of the weights kept in every linear layer inside the blocks.",

@@ -14,18 +14,11 @@ from paramscope.config.curvature import (
     Kfac,
     Spotcheck,
 )
+from paramscope.config.geometry import ActivationSparsity, Embedding, Partition
 from paramscope.config.kinds import Model, Name, Planted, Scratch
+from paramscope.config.response import Membership, Prm
 from paramscope.config.section import Section, inconsistent
-from paramscope.config.sections import (
-    ActivationSparsity,
-    Base,
-    Corpus,
-    Embedding,
-    Membership,
-    Partition,
-    Prm,
-    Target,
-)
+from paramscope.config.text import Base, Corpus, Target
 from paramscope.names import CONTROLS
 
 JUDGES = 10  # members, and non-members, that attacks are judged on at the least

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -24,3 +24,15 @@ def inconsistent(key: str, value: Any, problem: str, remedy: str) -> PydanticCus
     """
     context = {"key": key, "value": value, "problem": problem, "remedy": remedy}
     return PydanticCustomError("inconsistent", "{key}: {problem}; {remedy}", context)
+
+
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The check of a list that names nothing twice."""
+    if len(set(values)) < len(values):
+        raise inconsistent("", values, "and repeats itself", "name each once")
+    return values
+
+
+def a_list() -> Any:
+    """The field of a list of at least one that a file may give; its check is `unique`."""
+    return Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True})
