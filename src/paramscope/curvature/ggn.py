@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from paramscope.curvature.passes import Drawn, Passes
 from paramscope.models.sequences import Sequences
 from paramscope.persample.graphs import Graph, Take
-from paramscope.persample.layers import add_squares, without_padding
+from paramscope.persample.embedding import without_padding
+from paramscope.persample.layers import add_squares
 from paramscope.persample.precision import accumulator
 from paramscope.persample.tied_head import cross_term
 
@@ -73,7 +74,7 @@ def _squares_into(totals: list[dict[str, Tensor]], passes: Passes, drawn: Drawn)
         into = {suffix: totals[k][passes.names[id(p)]] for suffix, p in own}
         add_squares(name, module, a, g, name in passes.local, into)
         if passes.tied and module is passes.embedding:
-            g = without_padding(module, a, g)
+            g = without_padding(a, g, module.padding_idx)
             cross_term(a, g, drawn.h, drawn.head.own[k], into["weight"])
 
     return take

@@ -69,8 +69,7 @@ def squared_norms(
         weight = linear.squared_norms(a, g, route, chunk_bytes)
         return _owned(module, {"weight": weight, "bias": linear.bias_squared_norms(g)})
     if isinstance(module, nn.Embedding):
-        rows, padding = module.num_embeddings, module.padding_idx
-        return {"weight": embedding.squared_norms(a, g, rows, padding, chunk_bytes)}
+        return {"weight": embedding.squared_norms(a, g, module.padding_idx, chunk_bytes)}
     gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
     return {suffix: x.square().sum(1) for suffix, x in gradients.items()}
 

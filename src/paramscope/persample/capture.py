@@ -2,12 +2,12 @@
 
 A tap on a layer's output keeps the layer's input as autograd keeps its own tensors, so that
 checkpointing drops it and recomputes it like the rest; in a backward the tap hands both over.
-The model's own parameters are frozen meanwhile: a backward makes output gradients alone and
-never a weight's, which is what a draw of curvature costs. One forward can serve several
-backwards (`retain_graph=True`).
+The model's own parameters are frozen meanwhile, unless a backward of their own is to follow: a
+backward makes output gradients alone and never a weight's, which is what a draw of curvature
+costs. One forward can serve several backwards (`retain_graph=True`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,11 +31,16 @@ class Captured:
     Attributes:
         shape: samples and tokens of the ids, [B, T].
         called: names of the modules that a forward has reached.
+        anchor: a leaf that all taps lead back to; it gets no gradient.
+        frozen: the model's parameters are; else `backward` leaves them alone itself.
     """
 
     shape: tuple[int, int]
     called: set[str] = field(default_factory=set)
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    frozen: bool = True
     _listening: bool = True
+    _handing_over: bool = True
     _receive: Receive | None = None
     _unfinished: dict[str, "_Calls"] = field(default_factory=dict)
 
@@ -53,11 +58,29 @@ class Captured:
         self._receive = receive  # for this while alone: the graph holds self, but no receiver
         try:
             with self.unheard():  # a call of a layer in here is a checkpoint's recomputation
-                torch.autograd.backward([outputs], [cotangent], retain_graph=retain_graph)
+                if self.frozen:
+                    torch.autograd.backward([outputs], [cotangent], retain_graph=retain_graph)
+                else:  # no further than the taps: a weight's gradient is not on the way
+                    torch.autograd.grad(
+                        [outputs],
+                        [self.anchor],
+                        [cotangent],
+                        retain_graph=retain_graph,
+                        allow_unused=True,
+                    )
             for calls in list(self._unfinished.values()):
                 calls.hand_over()  # the other calls have no part in `outputs`
         finally:
             self._receive = None
+
+    def plain_backward(self, outputs: Tensor, cotangent: Tensor) -> None:
+        """Go back for the parameters' gradients, where they are not frozen; nothing is told."""
+        self._handing_over = False
+        try:
+            with self.unheard():
+                torch.autograd.backward([outputs], [cotangent])
+        finally:
+            self._handing_over = True
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
@@ -82,8 +105,6 @@ class Captured:
             if self._listening:
                 self.called.add(name)
                 calls.made += 1
-            if not output.requires_grad:
-                output.requires_grad_()  # an embedding's, its weight being frozen
             call = calls.made - 1
 
             def hand_over() -> None:
@@ -96,6 +117,8 @@ class Captured:
                 self._receive(name, module, a, g)
 
             def deliver(a: Tensor, g: Tensor) -> None:
+                if not self._handing_over:
+                    return
                 calls.pairs[call] = _shaped(a, self.shape), _shaped(g, self.shape)
                 calls.hand_over = hand_over
                 self._unfinished[name] = calls
@@ -104,7 +127,9 @@ class Captured:
 
             kept = _input(module, args, kwargs)
             # torch declares no types for a Function's `apply`
-            tapped: Tensor = _Tap.apply(output, kept, deliver)  # type: ignore[no-untyped-call]
+            tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
+                output, kept, self.anchor, deliver
+            )
             return tapped
 
         return tap
@@ -123,42 +148,58 @@ class _Tap(torch.autograd.Function):
     """The identity, whose backward hands a kept tensor and the gradient to `deliver`."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, kept: Tensor, deliver: Any) -> Tensor:
+    def forward(ctx: Any, output: Tensor, kept: Tensor, anchor: Tensor, deliver: Any) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.deliver = deliver
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (g,) = gradients
         (kept,) = ctx.saved_tensors
         ctx.deliver(kept, g)
-        return g, None, None
+        return g, None, None, None
 
 
 @contextmanager
-def capture(model: nn.Module, shape: tuple[int, int]) -> Iterator[Captured]:
+def capture(
+    model: nn.Module,
+    shape: tuple[int, int],
+    *,
+    owners: Collection[str] | None = None,
+    frozen: bool = True,
+) -> Iterator[Captured]:
     """Within the block, run one forward on ids of `shape` [B, T] and any number of backwards.
 
     Backwards go by `Captured.backward`, which hands over the pairs.
 
+    Args:
+        model: the model.
+        shape: samples and tokens of the ids.
+        owners: names of the modules to hear of; by default all that own parameters.
+        frozen: freeze the parameters meanwhile; else `Captured.plain_backward` can follow.
+
     Raises:
         CaptureError: in the forward, a layer called without a graph (reentrant checkpointing);
-            at the block's end, a layer with parameters that the forward never called (it
-            reads them in another way, and its gradient can't be known).
+            at the block's end, a layer to hear of that the forward never called (it reads its
+            parameters in another way, and its gradient can't be known).
     """
-    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(False))]
+    heard = [
+        (name, module)
+        for name, module in model.named_modules()
+        if (any(True for _ in module.parameters(False)) if owners is None else name in owners)
+    ]
     trained = [p for p in model.parameters() if p.requires_grad]
-    captured = Captured(shape)
+    captured = Captured(shape, frozen=frozen)
     with ExitStack() as stack:
-        for parameter in trained:
+        for parameter in trained if frozen else ():
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
-        for name, module in owners:
+        for name, module in heard:
             hook = captured.hook(name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield captured
-    unseen = next((name for name, _ in owners if name not in captured.called), None)
+    unseen = next((name for name, _ in heard if name not in captured.called), None)
     if unseen is not None:
         raise CaptureError(
             f"{unseen} was not called in the forward, so its gradient can't be seen; "

@@ -31,11 +31,32 @@ def token_squared_sum(ids: Tensor, g: Tensor, into: Tensor) -> Tensor:
 
 
 def squared_norms(
-    ids: Tensor, g: Tensor, rows: int, padding: int | None = None, chunk_bytes: int = CHUNK_BYTES
+    ids: Tensor, g: Tensor, padding: int | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Tensor:
-    """‖G_s‖² of each sample's gradient, [B], in float32 at least."""
-    by_row = unit_squared_norms(ids, g, rows, padding, chunk_bytes)
-    return accumulator(g, len(ids)).index_add_(0, by_row.indices()[0], by_row.values())
+    """‖G_s‖² of each sample's gradient, [B], in float32 at least.
+
+    A sample's gradients are summed at the first place that its id has among the sorted ids:
+    sizes hang on the ids' shape alone, so no device waits and fake tensors will do.
+    """
+    norms = accumulator(g, len(ids))
+    for part in _samples(g, chunk_bytes):
+        own = wide(without_padding(ids[part], g[part], padding))
+        sums = torch.zeros_like(own).flatten(0, 1)
+        sums.index_add_(0, first_places(ids[part]).flatten(), own.flatten(0, 1))
+        norms[part] = sums.square_().unflatten(0, own.shape[:2]).sum((1, 2))
+    return norms
+
+
+def first_places(ids: Tensor) -> Tensor:
+    """Where sums over equal ids of a sample go, [B, T]: a place in [0, B·T) for each id."""
+    B, T = ids.shape
+    place = torch.searchsorted(ids.sort(1).values, ids)
+    return place.add_(T * torch.arange(B, device=ids.device)[:, None])
+
+
+def without_padding(ids: Tensor, g: Tensor, padding: int | None) -> Tensor:
+    """`g` with 0 at the padding row's tokens, as autograd gives that row no gradient."""
+    return g if padding is None else g.masked_fill((ids == padding)[..., None], 0)
 
 
 def weighted_sum(

@@ -50,7 +50,7 @@ def add_squares(
         square(columns, rows, into["weight"])
         shift = g
     elif isinstance(module, nn.Embedding):
-        g = without_padding(module, a, g)
+        g = embedding.without_padding(a, g, module.padding_idx)
         (embedding.token_squared_sum if local else embedding.squared_sum)(a, g, into["weight"])
         return
     elif is_norm(module):
@@ -61,13 +61,6 @@ def add_squares(
         raise unknown(name, module)
     if "bias" in into:
         into["bias"] += bias_squares(shift)
-
-
-def without_padding(module: nn.Embedding, ids: Tensor, g: Tensor) -> Tensor:
-    """`g` with 0 at the padding row's tokens, as autograd gives that row no gradient."""
-    if module.padding_idx is None:
-        return g
-    return g.masked_fill((ids == module.padding_idx)[..., None], 0)
 
 
 def normalized(module: nn.Module, a: Tensor) -> Tensor:

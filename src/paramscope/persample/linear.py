@@ -111,7 +111,7 @@ def squared_norms(
     norms = accumulator(g, B)
     if route == "product":
         for samples, _, gradients in _gradient_blocks(x, g, chunk_bytes):
-            norms[samples] += gradients.square_().sum((1, 2))
+            norms[samples] += torch.linalg.vector_norm(gradients, dim=(1, 2)).square_()
         return norms
     tile = T if route == "gram" else min(T, TILE_TOKENS)
     for samples, _ in blocks(B, 1, 2 * tile * tile * norms.element_size(), chunk_bytes):
@@ -119,6 +119,23 @@ def squared_norms(
             inputs = _gram(x, samples, i, j)
             norms[samples] += times * inputs.mul_(_gram(g, samples, i, j)).sum((1, 2))
     return norms.clamp_(min=0)  # terms of either sign: rounding can pass zero, a root can't
+
+
+def per_sample_gradients(x: Tensor, g: Tensor) -> Tensor:
+    """G_s of every sample at once, [B, p, d], in the layer's own format: what fits is kept.
+
+    Where T tokens are many, B·d·p numbers are fewer than x and g hold, and their norms and
+    weighted sums cost next to nothing more (Bu et al. 2023, arXiv:2210.00038).
+    """
+    return torch.bmm(g.mT, x)
+
+
+def prefers_gradients(B: int, T: int, d: int, p: int) -> bool:
+    """Whether per-sample gradients take no more room than the input and output's gradient.
+
+    A single sample's is the layer's gradient, which is needed anyway.
+    """
+    return B == 1 or d * p <= T * (d + p)
 
 
 def bias_squared_norms(g: Tensor) -> Tensor:
