@@ -31,7 +31,8 @@ from paramscope.persample.layers import (
     normalized,
     unknown,
 )
-from paramscope.persample.linear import CHUNK_BYTES, NormRoute
+from paramscope.persample.linear import CHUNK_BYTES, TILE_BYTES, NormRoute, blocks
+from paramscope.persample.precision import accumulator
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def squared_norms(
         return _owned(module, {"weight": weight, "bias": linear.bias_squared_norms(g)})
     if isinstance(module, nn.Embedding):
         return {"weight": embedding.squared_norms(a, g, module.padding_idx, chunk_bytes)}
-    gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
+    gradients = normalization_gradients(name, module, a, g, chunk_bytes=chunk_bytes)
     return {suffix: x.square().sum(1) for suffix, x in gradients.items()}
 
 
@@ -99,7 +100,7 @@ def weighted_sums(
     if isinstance(module, nn.Embedding):
         rows, padding = module.num_embeddings, module.padding_idx
         return {"weight": embedding.weighted_sum(a, g, weights, rows, padding, chunk_bytes)}
-    gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
+    gradients = normalization_gradients(name, module, a, g, chunk_bytes=chunk_bytes)
     return {suffix: weights.to(x.dtype) @ x for suffix, x in gradients.items()}
 
 
@@ -155,7 +156,7 @@ def unit_gates(
         return linear.unit_gates(_by_token(a), _by_token(g), weight, shift, chunk_bytes)
     if isinstance(module, nn.Embedding):
         return embedding.unit_gates(a, g, module.weight.detach(), module.padding_idx, chunk_bytes)
-    gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
+    gradients = normalization_gradients(name, module, a, g, chunk_bytes=chunk_bytes)
     products = [module.get_parameter(n).detach() * x for n, x in gradients.items()]
     return torch.stack(products).sum(0)
 
@@ -180,7 +181,7 @@ def unit_squared_norms(
     if isinstance(module, nn.Embedding):
         rows, padding = module.num_embeddings, module.padding_idx
         return embedding.unit_squared_norms(a, g, rows, padding, chunk_bytes)
-    gradients = _normalization_gradients(name, module, a, g, chunk_bytes)
+    gradients = normalization_gradients(name, module, a, g, chunk_bytes=chunk_bytes)
     return torch.stack([x.square() for x in gradients.values()]).sum(0)
 
 
@@ -192,20 +193,24 @@ def _owned(module: nn.Module, answers: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: answers[name] for name, _ in module.named_parameters(recurse=False)}
 
 
-def _normalization_gradients(
-    name: str, module: nn.Module, a: Tensor, g: Tensor, chunk_bytes: int
+def normalization_gradients(
+    name: str, module: nn.Module, a: Tensor, g: Tensor, *, chunk_bytes: int = CHUNK_BYTES
 ) -> dict[str, Tensor]:
-    """Per-sample gradients [B, d] of gain and shift; the normalised input is made in chunks."""
+    """Per-sample gradients [B, d] of gain and shift; the normalised input is made in chunks.
+
+    Raises:
+        UnknownLayerError: the module is no normalisation over the last axis.
+    """
     if not is_norm(module):
         raise unknown(name, module)
     if module.get_parameter("weight").shape != a.shape[-1:]:
         raise UnknownLayerError(
             f"{name}: a {type(module).__name__} over more than the last axis is not known"
         )
-    samples = max(1, chunk_bytes // max(1, 4 * a[:1].numel()))
-    gains = [
-        normalization.gain_gradients(normalized(module, part), g_part)
-        for part, g_part in zip(a.split(samples), g.split(samples), strict=True)
-    ]
-    shift = normalization.shift_gradients(g)
-    return _owned(module, {"weight": torch.cat(gains), "bias": shift})
+    if a.device.type == "cpu":  # what is normalised is then multiplied and summed in cache
+        chunk_bytes = min(chunk_bytes, TILE_BYTES)
+    gains = accumulator(g, len(g), g.shape[-1])
+    for samples, tokens in blocks(len(a), a.shape[1], 4 * a[:1, :1].numel(), chunk_bytes):
+        part = normalized(module, a[samples, tokens])
+        gains[samples] += normalization.gain_gradients(part, g[samples, tokens])
+    return _owned(module, {"weight": gains, "bias": normalization.shift_gradients(g)})

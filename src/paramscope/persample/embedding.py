@@ -50,7 +50,7 @@ def squared_norms(
 def first_places(ids: Tensor) -> Tensor:
     """Where sums over equal ids of a sample go, [B, T]: a place in [0, B·T) for each id."""
     B, T = ids.shape
-    place = torch.searchsorted(ids.sort(1).values, ids)
+    place = torch.searchsorted(ids.sort(1).values, ids.contiguous())
     return place.add_(T * torch.arange(B, device=ids.device)[:, None])
 
 
