@@ -53,6 +53,7 @@ rule finetune:
     params:
         code=code_digest("cli.finetune"),
         schedule=finetune_options,
+        tracking=tracking_options,
         length=config["length"],
         seed=run_seed,
         compute=compute_options(1),
@@ -72,8 +73,8 @@ rule finetune:
     shell:
         "paramscope finetune {input.pruned} {output.folder} --output-epochs {output.epochs}"
         " --text {input.text} --validation {input.validation} --evaluation {input.evaluation}"
-        " {params.schedule} --length {params.length} --seed {params.seed} {params.compute}"
-        " --memory-gb {params.memory} > {log} 2>&1"
+        " {params.schedule} {params.tracking} --length {params.length} --seed {params.seed}"
+        " {params.compute} --memory-gb {params.memory} > {log} 2>&1"
 
 
 rule evaluate:

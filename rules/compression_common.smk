@@ -48,7 +48,17 @@ def finetune_options(wildcards):
     schedule = dict(PRUNING["finetune"])
     flag = " --checkpoint-activations" if schedule.pop("checkpoint_activations") else ""
     teacher = f" --teacher {target_folder(wildcards)}" if schedule["distillation"] else ""
+    for tracker in ("tensorboard", "wandb"):
+        schedule.pop(tracker)
     return options(schedule) + flag + teacher
+
+
+def tracking_options(wildcards):
+    """Where each step of a finetuning is shown while it runs."""
+    run = f"{wildcards.method}-{wildcards.density}"
+    folder = f"logs/{wildcards.model}/finetune/{run}.tensorboard"
+    shown = {"tensorboard": folder, "wandb": "paramscope"}
+    return options({name: where for name, where in shown.items() if PRUNING["finetune"][name]})
 
 
 def distillation_teacher(wildcards):
@@ -64,9 +74,12 @@ def evaluation_files(wildcards):
 
 
 def generation_documents(wildcards):
-    """Documents whose continuations are scored, where that is asked for."""
+    """Documents whose continuations are scored, where that is asked for.
+
+    Not the non-members: finetuning's best epoch is chosen by them.
+    """
     wanted = PRUNING["generation"]["enabled"]
-    return f"results/{wildcards.model}/corpus/nonmember.parquet" if wanted else []
+    return f"results/{wildcards.model}/corpus/evaluation.parquet" if wanted else []
 
 
 def evaluation_options(wildcards):

@@ -33,7 +33,7 @@ def compression(
     output: Annotated[Path, Argument(help="JSON to write.")],
     model: Annotated[Path, Option(help="Model folder.")],
     calibration: Annotated[Path, Option(help="Documents to prune by.")],
-    rounds: Annotated[int, Option(min=1, help="Turns of each flow; 8 steps a turn.")] = 3,
+    rounds: Annotated[int, Option(min=1, help="Turns of each flow; 8 optimizer steps a turn.")] = 3,
     density: Annotated[float, Option(help="Share of the weights that is kept.")] = 0.1,
     sequences: Annotated[int, Option(help="Calibration sequences at most.")] = 64,
     tokens: Annotated[int, Option(help="Tokens a sequence at most.")] = 256,
@@ -43,7 +43,10 @@ def compression(
     layers: Annotated[int, Option(help="Layers of both.")] = 4,
     threads: Annotated[int, Option(min=1, help="CPU threads within operations.")] = 2,
     seed: Annotated[int, Option(help="Seed of random weights and tokens.")] = 0,
-    case: Annotated[list[str] | None, Option(help="One of them; all unless told.")] = None,
+    case: Annotated[
+        list[str] | None,
+        Option(help="accuracy, steps, checkpoint or flow; repeat for more; all unless told."),
+    ] = None,
 ) -> None:
     """Measure compression's accuracy, state, checkpoint, time and memory."""
     arguments = dict(locals())

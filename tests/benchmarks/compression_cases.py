@@ -30,7 +30,7 @@ from tests.benchmarks.compression_published import published
 
 CPU = torch.device("cpu")
 VOCABULARY = 2048  # of a model at random weights
-HEAD = 64
+HEAD = 64  # width of such a model's attention head
 DENSITIES = (0.5, 0.1)  # that layers are compared at
 
 
@@ -102,7 +102,7 @@ def flow(job: Job) -> dict:
     """Time and memory of pruning a whole model by SparseGPT, and the loss it ends with."""
     prune_by = FLOWS[job.contender]
     model, text = _model_and_windows(job)
-    with torch.no_grad():
+    with torch.no_grad():  # what libraries load at their first call is neither's own
         logits(model, text.ids[:1])
     torch.linalg.cholesky(torch.eye(8))
     held = _restart_peak_rss()
@@ -119,7 +119,7 @@ def flow(job: Job) -> dict:
         "loss_after": _loss(model, text, job.batch),
         "tokens": int(text.lengths.sum()),
     }
-    if not job.turn:  # the same in each
+    if not job.turn:  # the tensors are the same in each
         torch.set_num_threads(1)  # nothing is timed here
         model, text = _model_and_windows(job)
         with MemoryTracker().register([*model.parameters(), text.ids]) as tracker:

@@ -9,15 +9,20 @@ class Job:
 
     Attributes:
         case: a name in `compression_cases.CASES`.
-        model: the given model's folder; with `hidden`, its tokenizer isn't needed.
+        model: the given model's folder; with `hidden`, nothing of it is read.
+        calibration: documents to prune by, of which a random model reads none.
+        result: JSON file for what was measured.
         hidden: width of an OPT at random weights that stands in for it; 0: the given model.
         layers: blocks of that OPT.
         sequences: calibration sequences at most.
         tokens: tokens a sequence at most.
         batch: sequences a forward, where a contender does several at once.
+        density: share of the weights that is kept.
+        threads: CPU threads within operations; steps are also timed on one.
+        rounds: turns of each flow, of which a process takes one; 8 optimizer steps for each.
+        seed: of random weights and tokens.
         contender: of the case "flow".
         turn: the round that this process is of.
-        result: JSON file for what was measured.
     """
 
     case: str

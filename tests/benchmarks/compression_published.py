@@ -125,7 +125,7 @@ def _prune(weight: Tensor, moments: Moments, density: float) -> None:
         W[:, start:end] = pruned
         losses += lost.sum(1) / 2
         W[:, end:] -= errors @ U[start:end, end:]
-    losses.sum().item()
+    losses.sum().item()  # the published code tells it: its cost is part of that flow
     weight.copy_(W)
 
 

@@ -1,7 +1,11 @@
-"""Sweeps with known answers, for the tests of `response`."""
+"""Sweeps with known answers, and a judge of tiny models, for the tests of `response`."""
 
 import numpy as np
 import pandas as pd
+import torch
+
+from paramscope.models.sequences import padded
+from paramscope.response.sweep import Judge
 
 SIGMAS = (0.25, 0.5, 1.0, 2.0)
 CLASSES = ("W_func", "W_sens", "W_both")
@@ -58,3 +62,19 @@ def noisy_sweep(n_seeds=8, seed=0, **options):
         {label: b[label] * scatter[label][1] for label in CLASSES},
         **options,
     )
+
+
+def random_text(n, name, generator):
+    """`n` sequences of 8 random tokens that a tiny model knows."""
+    rows = [torch.randint(4, 24, (8,), generator=generator).tolist() for _ in range(n)]
+    return padded(rows, [f"{name}-{i}" for i in range(n)])
+
+
+def random_judge(generator=None, bootstrap=30):
+    """A judge by random windows, members and non-members, the same ones each time."""
+    generator = generator or torch.Generator().manual_seed(0)
+    texts = ((6, "window"), (7, "member"), (5, "nonmember"))
+    return Judge(
+        *(random_text(n, name, generator) for n, name in texts),
+        min_k_percent=20, bootstrap=bootstrap, batch_size=4, seed=0, device=torch.device("cpu"),
+    )  # fmt: skip

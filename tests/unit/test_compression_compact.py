@@ -72,8 +72,10 @@ def test_a_model_comes_back_bit_by_bit(kind, dtype, folder, tmp_path, sequences)
             assert torch.equal(model(sequences.ids).logits, again(sequences.ids).logits)
 
     with safe_open(folder / FILE, "pt") as file:
-        zeros = sum(int((file.get_tensor(name) == 0).sum()) for name in file.keys()  # noqa: SIM118
-                    if not name.endswith(".mask"))  # fmt: skip
+        names = file.keys()
+        zeros = sum(
+            int((file.get_tensor(name) == 0).sum()) for name in names if not name.endswith(".mask")
+        )
         set_bits = sum(
             bin(int(byte)).count("1") for name in masks for byte in file.get_tensor(f"{name}.mask")
         )

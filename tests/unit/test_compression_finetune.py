@@ -11,15 +11,16 @@ import torch
 from paramscope.artifacts.provenance import provenance
 from paramscope.artifacts.tables import read_table, write_table
 from paramscope.compression.distillation import hidden_states, square_head, teacher_states
-from paramscope.compression.finetune import EPOCHS, Judged, finetune
+from paramscope.compression.finetune import Judged, finetune
 from paramscope.compression.masked_adamw import MaskedAdamW
 from paramscope.compression.masked_step import take_step
 from paramscope.compression.schedule import Schedule
+from paramscope.compression.schemas import EPOCHS
 from paramscope.compression.signed_zeros import apply_masks, masks_of
 from paramscope.errors import ArtifactError, RequestError
-from paramscope.evaluation.perplexity import perplexity
+from paramscope.evaluation.perplexity import model_perplexity
 from paramscope.models.load import logits
-from paramscope.models.losses import mean_loss, token_log_probabilities
+from paramscope.models.losses import mean_loss
 from paramscope.models.sequences import padded
 from tests.unit.conftest import make_tiny
 from tests.unit.test_compression_masked_adamw import random_masks
@@ -36,7 +37,7 @@ def text():
 
 def judge(text):
     def evaluate(model):
-        found = perplexity(token_log_probabilities(model, text, 8), text.lengths)
+        found = model_perplexity(model, text, 8)
         return Judged(found, found)
 
     return evaluate
@@ -129,7 +130,8 @@ def test_another_runs_state_is_refused(text, tmp_path):
     state = tmp_path / "state.pt"
     short = dataclasses.replace(SCHEDULE, max_steps=1)
     model, masks = pruned()
-    finetune(model, masks, text, judge(text), short, seed=0, state=state)
+    judged_by = (text[:4], text[4:])
+    finetune(model, masks, text, judge(text), short, seed=0, state=state, judged_by=judged_by)
     fewer = {name: mask & (torch.rand(mask.shape) < 0.9) for name, mask in masks.items()}
     for change in (
         {"schedule": dataclasses.replace(short, clip=2.0)},
@@ -137,11 +139,18 @@ def test_another_runs_state_is_refused(text, tmp_path):
         {"text": text[:8]},
         {"masks": fewer},
         {"model": pruned(seed=1)[0]},
+        {"teacher": make_tiny(), "schedule": dataclasses.replace(short, distillation=0.1)},
+        {"judged_by": ()},
+        {"judged_by": judged_by[::-1]},
+        {"judged_by": (text[:4], text[4:8])},
+        {"judged_by": (text, text[:0])},
     ):
         asked = {"masks": masks, "text": text, "schedule": short, "seed": 0}
-        asked |= {"model": pruned()[0], "evaluate": judge(text), "state": state} | change
+        asked |= {"model": pruned()[0], "evaluate": judge(text), "state": state}
+        asked |= {"judged_by": judged_by} | change
         with pytest.raises(ArtifactError, match="delete it to begin anew"):
             finetune(**asked)
+    finetune(**asked | {"judged_by": judged_by})  # its own is taken up
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match="not a readable Torch file"):
         finetune(pruned()[0], masks, text, judge(text), short, seed=0, state=state)

@@ -7,8 +7,9 @@ import torch
 
 from paramscope.compression.gradual import stages
 from paramscope.compression.layers import density_of, prunable, weight_of
-from paramscope.compression.methods import LAYERS, NAMES, Options, prune
+from paramscope.compression.methods import NAMES, Options, prune
 from paramscope.compression.one_layer import Ask
+from paramscope.compression.schemas import LAYERS
 from paramscope.compression.sparsegpt import sparsegpt
 from paramscope.compression.statistics import SecondMoments
 from paramscope.errors import RequestError

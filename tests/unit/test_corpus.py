@@ -15,7 +15,13 @@ from scipy.stats import chisquare
 
 from paramscope.corpus.chunks import cut, is_prose
 from paramscope.corpus.deduplicate import without_near_duplicates
-from paramscope.corpus.sources import Document, describe, local_documents, stdlib_documents
+from paramscope.corpus.sources import (
+    Document,
+    describe,
+    hub_files,
+    local_documents,
+    stdlib_documents,
+)
 from paramscope.corpus.splits import DOCUMENTS, SPLITS, deal
 from paramscope.errors import RequestError
 
@@ -135,6 +141,43 @@ def test_the_source_digest_is_of_every_text():
     assert described["source_sha256"] == hashlib.sha256(b"one\0two\0").hexdigest()
     assert described["source_characters"] == 6
     assert describe([Document("a", "onetwo")])["source_sha256"] != described["source_sha256"]
+
+
+def test_files_of_a_local_dataset_are_those_named_in_their_order(tmp_path):
+    names = ["b.txt", "deep/a.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"what {name} says")
+    files = hub_files(str(tmp_path), names)
+    assert files == [tmp_path / name for name in names]
+    assert [d.text for d in local_documents(files)] == [f"what {name} says" for name in names]
+    with pytest.raises(RequestError, match=r"c\.txt: no such file"):
+        local_documents(hub_files(str(tmp_path), ["c.txt"]))
+
+
+def test_files_on_the_hub_are_the_datasets_as_stored_here(tmp_path, monkeypatch):
+    """Laid out as the hub's own client keeps them, and read without the network."""
+    own = tmp_path / "datasets--nobody--words"
+    (own / "refs").mkdir(parents=True)
+    (own / "refs/main").write_text("0" * 40)
+    (own / "snapshots" / ("0" * 40) / "raw").mkdir(parents=True)
+    stored = own / "snapshots" / ("0" * 40) / "raw/train.txt"
+    stored.write_text("of the hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    [file] = hub_files("nobody/words", ["raw/train.txt"])
+    assert file.samefile(stored)
+    for other in ("nobody/others", "no body/words"):  # not stored here, and no name of a dataset
+        with pytest.raises(RequestError, match=f"dataset '{other}': .*; give a local") as told:
+            hub_files(other, ["raw/train.txt"])
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files"), [("", ["a.txt"]), ("nobody/words", []), ("nobody/words", ["a.txt", ""])]
+)
+def test_a_hub_without_a_dataset_or_a_file_is_refused(dataset, files):
+    with pytest.raises(RequestError, match="needs a dataset and its files"):
+        hub_files(dataset, files)
 
 
 # --- chunks --------------------------------------------------------------------------------

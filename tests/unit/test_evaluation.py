@@ -9,11 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from paramscope.evaluation.membership import auc, min_k, resample_counts, resampled_auc, wins
-from paramscope.evaluation.perplexity import perplexity, resampled_log_perplexity
+from paramscope.evaluation.membership import (
+    auc,
+    min_k,
+    resample_counts,
+    resampled_auc,
+    resampled_mean,
+    wins,
+)
+from paramscope.evaluation.perplexity import (
+    log_perplexity,
+    model_log_perplexity,
+    model_perplexity,
+    resampled_log_perplexity,
+)
 from paramscope.models.losses import (
     document_losses,
-    log_probabilities,
     mean_loss,
     token_log_probabilities,
 )
@@ -40,6 +51,29 @@ def test_resampled_auc_is_the_auc_of_the_resample():
     for r in range(20):
         drawn = members.repeat_interleave(m[r].long()), nonmembers.repeat_interleave(n[r].long())
         assert float(got[r]) == pytest.approx(auc(*drawn))
+
+
+def test_resampled_mean_is_the_mean_of_the_resample():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(11, generator=generator, dtype=torch.float64)
+    counts = resample_counts(11, 30, seed=3)
+    got = resampled_mean(values, counts)
+    for r in range(30):
+        drawn = values.repeat_interleave(counts[r].long())
+        assert float(got[r]) == pytest.approx(float(drawn.mean()), rel=1e-12)
+    uneven = torch.tensor([[0, 3, 1], [0, 0, 2]])  # counts need not add up to the values'
+    given = torch.tensor([100.0, 2.0, 6.0])
+    assert resampled_mean(given, uneven).tolist() == [3, 6]
+
+
+def test_resampled_means_spread_as_the_standard_error_says():
+    """Over resamples, a mean of n values has the variance σ²/n, σ² their own by 1/n."""
+    values = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    means = resampled_mean(values, resample_counts(40, 20_000, seed=0))
+    error = float(values.std(correction=0)) / 40**0.5
+    # of 20,000 resamples: their mean is known to error/141, their deviation to 0.5 percent
+    assert float(means.mean()) == pytest.approx(float(values.mean()), abs=4 * error / 20_000**0.5)
+    assert float(means.std()) == pytest.approx(error, rel=0.02)
 
 
 def test_min_k_is_the_published_formula():
@@ -85,14 +119,40 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary(sequences):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        log_probs = log_probabilities(model, sequences)
-    assert perplexity(log_probs, sequences.lengths) == pytest.approx(24)
+        assert float(mean_loss(model, sequences)) == pytest.approx(math.log(24))
+    assert model_perplexity(model, sequences, 4) == pytest.approx(24)
+
+
+def test_perplexity_is_that_of_each_text_alone_at_any_batch_size(sequences, capsys):
+    model, total = make_tiny(), 0.0
+    for ids, n in zip(sequences.ids, sequences.lengths.tolist(), strict=True):
+        alone = ids[None, :n]
+        with torch.no_grad():  # transformers' own loss, a mean over n − 1 tokens, in float32
+            total += float(model(input_ids=alone, labels=alone).loss) * (n - 1)
+    log_probs = token_log_probabilities(model, sequences, 6)
+    expected = log_perplexity(log_probs, sequences.lengths)
+    theirs = total / sum(n - 1 for n in sequences.lengths.tolist())
+    assert expected == pytest.approx(theirs, rel=1e-6)
+    for size in (1, 4, 6):  # float64 sums in another order
+        assert model_log_perplexity(model, sequences, size) == pytest.approx(expected, rel=1e-12)
+        assert model_perplexity(model, sequences, size) == pytest.approx(math.exp(expected))
+    assert capsys.readouterr().err == ""
+    model_perplexity(model, sequences, 4, "tiny on text")
+    assert "tiny on text: 100%" in capsys.readouterr().err
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite(sequences):
+    model = make_tiny()
+    with torch.no_grad():
+        model.model.decoder.final_layer_norm.weight.mul_(1e4)
+    assert 710 < model_log_perplexity(model, sequences, 4) < math.inf
+    assert model_perplexity(model, sequences, 4) == math.inf
 
 
 def test_perplexity_weighs_windows_by_their_tokens():
     log_probs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0]])
     lengths = torch.tensor([4, 2])
-    assert perplexity(log_probs, lengths) == pytest.approx(math.exp(10 / 4))
+    assert log_perplexity(log_probs, lengths) == pytest.approx(10 / 4)
     counts = torch.tensor([[1, 1], [2, 0], [0, 2]])
     expected = [10 / 4, 2.0, 4.0]
     assert resampled_log_perplexity(log_probs, lengths, counts).tolist() == pytest.approx(expected)

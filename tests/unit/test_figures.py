@@ -1,10 +1,7 @@
 """Figures show what the tables hold, carry their provenance, and say when they are synthetic."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
@@ -12,9 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.stats
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.path import Path
-from matplotlib.text import Text
 from PIL import Image, PngImagePlugin
 
 from paramscope.artifacts.digest import file_digest, imported_modules
@@ -30,8 +25,9 @@ from paramscope.figures.replicates import confidence_ellipse, null_band, seed_me
 from paramscope.figures.responses import by_rule, response_scale, span
 from paramscope.figures.saving import any_synthetic, read_figure_provenance, save, watermark
 from paramscope.figures.statistical_summary import statistical_summary
-from paramscope.figures.style import SMALL, in_style, limits, new_figure
+from paramscope.figures.style import limits, new_figure
 from paramscope.figures.umap_visualization import umap_visualization
+from tests.unit.figure_checks import check_type, draw_by_commands, laid_out, texts, with_gid
 
 COMMANDS = (
     "umap_visualization",
@@ -153,14 +149,6 @@ def made_by(synthetic=False):
     return provenance("figures.saving", {}, synthetic=synthetic)
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
-def with_gid(axes, gid):
-    return [artist for artist in axes.get_children() if artist.get_gid() == gid]
-
-
 def dots(axes, gid):
     """All points of an axes' scatters of one name, [n, 2], sorted."""
     offsets = np.concatenate([np.asarray(c.get_offsets()) for c in with_gid(axes, gid)])
@@ -207,31 +195,13 @@ def write_inputs(folder, synthetic=False):
     }
 
 
-DRAW_ALL = """
-import sys
-from importlib import import_module
-import typer
-for name, line in {lines!r}.items():
-    app = typer.Typer()
-    app.command()(getattr(import_module(f"paramscope.cli.{{name}}"), name))
-    sys.argv = ["paramscope", name, *line]
-    app(line, standalone_mode=False)
-    if name == "parameter_clustering" and sys.platform == "linux":
-        peak_kb = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-        assert peak_kb <= 250 * 1024, peak_kb
-assert not {{"torch", "umap", "sklearn", "matplotlib.pyplot"}} & set(sys.modules)
-"""
-
-
 def draw_all(folder, lines, hash_seed):
-    """Each figure by its command, in a process of its own; the bytes of all files written.
+    """The bytes of all files that the figures' commands write.
 
-    Any laptop draws them: no torch, umap or scikit-learn is loaded, and the figures of units
-    stay within 250 MiB RSS.
+    Those of units, which come first, stay within 250 MiB RSS.
     """
-    command = [sys.executable, "-c", DRAW_ALL.format(lines=lines)]
-    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    subprocess.run(command, check=True, cwd=folder, env=environment)
+    peaks = {"parameter_clustering": 250 * 1024}
+    draw_by_commands(folder, lines, hash_seed=hash_seed, peaks=peaks)
     return {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
 
 
@@ -245,13 +215,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def marked():
-    """The figures with the watermark of synthetic data, laid out."""
-    with in_style():
-        marked = figures()
-        for figure in marked.values():
-            watermark(figure)
-            FigureCanvasAgg(figure).draw()
-    return marked
+    return laid_out(figures())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -350,25 +314,8 @@ def test_a_figure_that_was_changed_or_is_not_ours_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_type_is_at_least_seven_points_and_no_text_is_cut(name, marked):
-    figure = marked[name]
-    canvas = FigureCanvasAgg(figure)
-    width, height = canvas.get_width_height()
-    ticks = {
-        label
-        for axes in figure.axes
-        for axis in (axes.xaxis, axes.yaxis)
-        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-        for label in (tick.label1, tick.label2)
-    }  # also those outside the view, which are never drawn
-    for text in set(figure.findobj(Text)) - ticks:
-        if text.get_text() and text.get_visible() and text.get_in_layout():
-            assert text.get_fontsize() >= SMALL
-            box = text.get_window_extent(canvas.get_renderer())
-            assert box.x0 >= 0, text
-            assert box.y0 >= 0, text
-            assert box.x1 <= width, text
-            assert box.y1 <= height, text
+def test_type_is_at_least_seven_points_uncut_and_apart(name, marked):
+    check_type(marked[name])
 
 
 def test_the_style_stays_within_the_figures():
@@ -506,7 +453,7 @@ def test_phase_diagram_joins_the_means_over_each_rules_own_control():
     whole["delta_auc"] *= 2
     tables = {"random": rows, "random_tensor": whole, "curvature": table, "contrast": table}
     figure = prm_phase_diagram(tables, "tiny")
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     assert sum(axes.get_visible() for axes in figure.axes) == 2  # none for a control
     for axes, control in zip(figure.axes, (rows, whole), strict=True):
         for label in CLASSES:
@@ -542,7 +489,7 @@ def test_a_null_band_holds_95_percent_of_straight_paths():
 def test_a_density_contour_holds_its_share_of_the_replicates():
     table = make_responses(seeds=40)
     figure = prm_phase_diagram({"curvature": table}, "tiny")
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     for label in CLASSES:
         (contour,) = with_gid(axes, f"density {label}")

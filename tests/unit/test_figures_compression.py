@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
 from paramscope.artifacts.digest import imported_modules
 from paramscope.errors import ArtifactError
@@ -26,8 +25,8 @@ from paramscope.figures.pruned import (
     perplexity_told,
     round_ticks,
 )
-from paramscope.figures.saving import watermark
-from paramscope.figures.style import SMALL, in_style, new_figure
+from paramscope.figures.style import new_figure
+from tests.unit.figure_checks import check_type, laid_out, said, with_gid
 
 FIGURES = ("perplexity_trend", "density_frontier", "layer_sparsity", "memory_per_epoch")
 METHODS = ("magnitude", "wanda", "sparsegpt", "gradual", "admm")
@@ -123,17 +122,9 @@ def figures():
     }
 
 
-def with_gid(axes, gid):
-    return [artist for artist in axes.get_children() if artist.get_gid() == gid]
-
-
 def only(axes, gid):
     (artist,) = with_gid(axes, gid)
     return artist
-
-
-def said(figure):
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def legend_of(axes):
@@ -355,47 +346,19 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 @pytest.fixture(scope="module")
-def laid_out():
-    with in_style():
-        for figure in figures().values():
-            watermark(figure)
-            figure.draw_without_rendering()
-    return figures()
+def drawn():
+    return laid_out(figures())
 
 
 @pytest.mark.parametrize("name", list(figures()))
-def test_type_is_at_least_seven_points_uncut_and_apart(name, laid_out):
-    figure = laid_out[name]
-    canvas = FigureCanvasAgg(figure)
-    width, height = canvas.get_width_height()
-    hidden = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            shown = set(axis._update_ticks())
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if tick not in shown:
-                    hidden |= {tick.label1, tick.label2}
-    boxes = []
-    for text in dict.fromkeys(figure.findobj(Text)):
-        drawn = text.get_visible() and text.get_in_layout() and text.get_text().strip()
-        if text in hidden or not drawn:
-            continue
-        assert text.get_fontsize() >= SMALL, text
-        box = text.get_window_extent(canvas.get_renderer())
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-        for other, beside in boxes:
-            assert not box.padded(-1).overlaps(other.padded(-1)), (text, beside)
-        boxes.append((box, text))
-    assert len(boxes) > 10
+def test_type_is_at_least_seven_points_uncut_and_apart(name, drawn):
+    check_type(drawn[name], least=11)
 
 
 @pytest.mark.parametrize("name", list(figures()))
-def test_no_text_lies_in_a_neighbouring_panel(name, laid_out):
+def test_no_text_lies_in_a_neighbouring_panel(name, drawn):
     """Text above a panel ends where the next panel's begins."""
-    figure = laid_out[name]
+    figure = drawn[name]
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:
         for other in figure.axes:

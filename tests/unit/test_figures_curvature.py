@@ -1,15 +1,11 @@
 """The curvature's figures show what the tables hold, and say what they leave out."""
 
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -36,9 +32,9 @@ from paramscope.figures.families import (
     module,
     short_names,
 )
-from paramscope.figures.saving import read_figure_provenance, watermark
-from paramscope.figures.style import SMALL, in_style
+from paramscope.figures.saving import read_figure_provenance
 from paramscope.names import OUTSIDE, block_number
+from tests.unit.figure_checks import check_type, draw_by_commands, laid_out, said, with_gid
 
 DRAWS, SEQUENCES = 16, 12
 KINDS = {
@@ -237,17 +233,6 @@ def make_benchmark(repeats=3, entries=300):
 
 FIGURES = ("quality", "quality, deep", "layers", "layers, deep", "benchmark")
 COMMANDS = ("curvature_quality", "curvature_by_layer", "benchmark_curvature")
-DRAW_ALL = """
-import sys
-from importlib import import_module
-import typer
-for name, line in {lines!r}.items():
-    app = typer.Typer()
-    app.command()(getattr(import_module(f"paramscope.cli.{{name}}"), name))
-    sys.argv = ["paramscope", name, *line]
-    app(line, standalone_mode=False)
-assert not {{"torch", "umap", "sklearn", "matplotlib.pyplot"}} & set(sys.modules)
-"""
 
 
 def figures():
@@ -259,17 +244,6 @@ def figures():
         "layers, deep": curvature_by_layer(make_summary("llama", 40), "tiny"),
         "benchmark": benchmark_curvature(*make_benchmark(), model="tiny"),
     }
-
-
-@pytest.fixture(scope="module")
-def laid_out():
-    """The figures with the watermark of synthetic data, laid out."""
-    with in_style():
-        made = figures()
-        for figure in made.values():
-            watermark(figure)
-            figure.draw_without_rendering()
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +277,7 @@ def drawn(tmp_path_factory):
         name: [f"{name}.png", *(word for pair in given.items() for word in pair), "--model", "tiny"]
         for name, given in options.items()
     }
-    command = [sys.executable, "-c", DRAW_ALL.format(lines=lines)]
-    subprocess.run(command, check=True, cwd=folder)
+    draw_by_commands(folder, lines)
     return folder, lines
 
 
@@ -318,10 +291,6 @@ def benchmark_figure():
     return benchmark_curvature(*make_benchmark())
 
 
-def with_gid(axes, gid):
-    return [artist for artist in axes.get_children() if artist.get_gid() == gid]
-
-
 def points(axes, gid):
     """All points of an axes' lines of one name, [n, 2]."""
     lines = [np.column_stack(line.get_data()) for line in with_gid(axes, gid)]
@@ -331,29 +300,6 @@ def points(axes, gid):
 def panel(figure, title):
     (axes,) = [axes for axes in figure.axes if title in axes.get_title(loc="left")]
     return axes
-
-
-def said(figure):
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
-
-
-def visible_texts(figure):
-    """All texts that are drawn, tick labels within their axis' view included."""
-    hidden = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            shown = set(axis._update_ticks()) if axes.axison else set()
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if tick not in shown:
-                    hidden |= {tick.label1, tick.label2}
-    return [
-        text
-        for text in dict.fromkeys(figure.findobj(Text))
-        if text not in hidden
-        and text.get_text().strip()
-        and text.get_visible()
-        and text.get_in_layout()
-    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -384,23 +330,14 @@ def test_a_stage_hangs_on_no_other_figure(name):
     assert packages - {"names"} == {"artifacts", "cli", "errors", "figures"}
 
 
+@pytest.fixture(scope="module")
+def marked():
+    return laid_out(figures())
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_type_is_at_least_seven_points_uncut_and_apart(name, laid_out):
-    figure = laid_out[name]
-    canvas = FigureCanvasAgg(figure)
-    width, height = canvas.get_width_height()
-    boxes = []
-    for text in visible_texts(figure):
-        assert text.get_fontsize() >= SMALL, text
-        box = text.get_window_extent(canvas.get_renderer())
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-        boxes.append((box.padded(-1), text))  # a pixel of descent is no overlap
-    for place, (box, text) in enumerate(boxes):
-        for other, beside in boxes[:place]:
-            assert not box.overlaps(other), (text, beside)
+def test_type_is_at_least_seven_points_uncut_and_apart(name, marked):
+    check_type(marked[name])
 
 
 @pytest.mark.parametrize("model", KINDS)

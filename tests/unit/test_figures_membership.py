@@ -1,14 +1,10 @@
 """The figure of membership scores shows what the record holds, and says what it rests on."""
 
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
 from paramscope.artifacts.digest import file_digest, imported_modules
 from paramscope.artifacts.provenance import provenance
@@ -17,8 +13,8 @@ from paramscope.artifacts.tables import write_table
 from paramscope.errors import ArtifactError
 from paramscope.evaluation.scores import DOCUMENT_SCORES, LIRA, SCORES, membership_summary
 from paramscope.figures.membership_scores import BLIND, LOOKS, membership_scores
-from paramscope.figures.saving import read_figure_provenance, watermark
-from paramscope.figures.style import SMALL, in_style
+from paramscope.figures.saving import read_figure_provenance
+from tests.unit.figure_checks import check_type, draw_by_commands, laid_out, said, with_gid
 
 SHIFTS = {"loss": 1.2, "zlib": 0.7, "min_k": 1.4, "min_k_plus_plus": 1.3, "calibrated": 5, LIRA: 4}
 GATE = {
@@ -71,23 +67,6 @@ def figures():
         "small": membership_scores(*small(), GATE, "tiny"),
         "large": membership_scores(*large(), failed, "tiny"),
     }
-
-
-@pytest.fixture(scope="module")
-def laid_out():
-    with in_style():
-        for figure in figures().values():
-            watermark(figure)
-            figure.draw_without_rendering()
-    return figures()
-
-
-def with_gid(axes, gid):
-    return [artist for artist in axes.get_children() if artist.get_gid() == gid]
-
-
-def said(figure):
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 @pytest.mark.parametrize("made", [small, large])
@@ -152,33 +131,9 @@ def test_the_blind_gate_stands_beside_the_scores():
         assert {"p = 0.47", "p = 0.82", *BLIND.values()} <= set(said(figures()[name]).split("\n"))
 
 
-@pytest.mark.parametrize("name", ["small", "large"])
-def test_type_is_at_least_seven_points_uncut_and_apart(name, laid_out):
-    figure = laid_out[name]
-    canvas = FigureCanvasAgg(figure)
-    width, height = canvas.get_width_height()
-    hidden = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            shown = set(axis._update_ticks())
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if tick not in shown:
-                    hidden |= {tick.label1, tick.label2}
-    boxes = []
-    for text in dict.fromkeys(figure.findobj(Text)):
-        drawn = text.get_visible() and text.get_in_layout() and text.get_text().strip()
-        if text in hidden or not drawn:
-            continue
-        assert text.get_fontsize() >= SMALL, text
-        box = text.get_window_extent(canvas.get_renderer())
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-        for other, beside in boxes:
-            assert not box.padded(-1).overlaps(other.padded(-1)), (text, beside)
-        boxes.append((box, text))
-    assert len(boxes) > 40
+def test_type_is_at_least_seven_points_uncut_and_apart():
+    for figure in laid_out(figures()).values():
+        check_type(figure, least=41)
 
 
 def test_what_cannot_be_drawn_is_refused():
@@ -200,17 +155,6 @@ def test_its_stage_hangs_on_no_other_figure():
     }
 
 
-DRAW = """
-import sys, typer
-from paramscope.cli.membership_scores import membership_scores
-app = typer.Typer()
-app.command()(membership_scores)
-sys.argv = ["paramscope", "membership-scores", *{line!r}]
-app({line!r}, standalone_mode=False)
-assert not {{"torch", "sklearn", "matplotlib.pyplot"}} & set(sys.modules)
-"""
-
-
 def test_its_command_writes_png_and_pdf_with_provenance(tmp_path):
     documents, summary = small()
     by = provenance("figures.saving", {}, synthetic=True)
@@ -219,7 +163,7 @@ def test_its_command_writes_png_and_pdf_with_provenance(tmp_path):
     write_record(tmp_path / "gate.json", GATE, by)
     inputs = {"--scores": "scores.parquet", "--summary": "summary.json", "--gate": "gate.json"}
     line = ["out.png", *(w for pair in inputs.items() for w in pair), "--model", "tiny"]
-    subprocess.run([sys.executable, "-c", DRAW.format(line=line)], check=True, cwd=tmp_path)
+    draw_by_commands(tmp_path, {"membership_scores": line})
     described = read_figure_provenance(tmp_path / "out.png")
     assert described["inputs"] == {p: file_digest(tmp_path / p) for p in inputs.values()}
     assert described["synthetic"] is True

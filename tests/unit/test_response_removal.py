@@ -20,10 +20,10 @@ from paramscope.response.removal import (
     table,
 )
 from paramscope.response.separation import ISO_LOG_PPL
-from paramscope.response.sweep import Judge, Outcome
+from paramscope.response.sweep import Outcome
 from tests.unit.conftest import make_tiny
+from tests.unit.response_sweeps import random_judge
 from tests.unit.test_directions import random_directions, state
-from tests.unit.test_response_sweep import judge  # noqa: F401  the fixture
 
 RESAMPLES = 40
 
@@ -112,12 +112,11 @@ def test_what_is_taken_out_grows_and_holds_its_share(kind):
             before = out.masks
 
 
-def test_all_three_kinds_are_measured_and_leave_no_trace(judge):  # noqa: F811
-    model = make_tiny().float()
+def test_all_three_kinds_are_measured_and_leave_no_trace():
+    model, judge = make_tiny().float(), random_judge()
     kept = state(model)
     baseline, steps = removal(model, judge, random_directions(model), draws=2, seeds=2, seed=3)
     assert all(torch.equal(kept[name], value) for name, value in state(model).items())
-    assert isinstance(judge, Judge)
     assert baseline.log_ppl == judge(model).log_ppl
     by_kind = {k: [s for s in steps if s.kind == k] for k in ("low_curvature", "random")}
     for kind, draws in (("low_curvature", 1), ("random", 2)):

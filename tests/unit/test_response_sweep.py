@@ -12,8 +12,9 @@ from paramscope.models.sequences import padded
 from paramscope.response.classes import UnitClasses
 from paramscope.response.comparisons import sign_flip_p
 from paramscope.response.noise import NoiseSource, UnitSet
-from paramscope.response.sweep import Curvature, Judge, sweep
+from paramscope.response.sweep import Curvature, sweep
 from tests.unit.conftest import make_tiny
+from tests.unit.response_sweeps import random_judge
 
 FC1 = "model.decoder.layers.0.fc1.weight"
 OUT = "model.decoder.layers.1.self_attn.out_proj.weight"
@@ -25,16 +26,7 @@ def state(model):
 
 @pytest.fixture
 def judge():
-    generator = torch.Generator().manual_seed(0)
-
-    def text(n, name):
-        rows = [torch.randint(4, 24, (8,), generator=generator).tolist() for _ in range(n)]
-        return padded(rows, [f"{name}-{i}" for i in range(n)])
-
-    return Judge(
-        text(6, "window"), text(7, "member"), text(5, "nonmember"), min_k_percent=20,
-        bootstrap=30, batch_size=4, seed=0, device=torch.device("cpu"),
-    )  # fmt: skip
+    return random_judge()
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
@@ -94,6 +86,13 @@ def partition():
     rows = [(f"{FC1}:{i}", "W_func" if i < 8 else "W_sens", 0) for i in range(16)]
     rows += [(f"{OUT}:{i}", "W_both", 0) for i in range(8)]
     return pd.DataFrame(rows, columns=["unit", "label", "draw"])
+
+
+def two_draws():
+    """A partition, and the same labels in reverse."""
+    drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
+    drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
+    return drawn
 
 
 def test_no_noise_changes_no_bit_and_no_score(judge):
@@ -161,9 +160,7 @@ def test_sharding_changes_nothing(judge):
 
 
 def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
-    drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
-    drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
-    model = make_tiny()
+    drawn, model = two_draws(), make_tiny()
     frame = sweep(
         model, judge, UnitClasses(model, drawn), sigmas=everywhere([0.5]), seeds=range(3), seed=0
     )
@@ -174,11 +171,16 @@ def test_each_noise_seed_takes_its_own_draw_of_a_random_partition(judge):
     assert energies["noise_energy"].nunique() == 3
 
 
+def func_and_sens_swapped():
+    """A partition, and the same with two of its classes swapped."""
+    other = {"W_func": "W_sens", "W_sens": "W_func", "W_both": "W_both"}
+    swapped = partition().assign(draw=1, label=partition()["label"].map(other))
+    return pd.concat([partition(), swapped], ignore_index=True)
+
+
 def test_levelled_draws_are_foretold_what_the_first_is(judge):
     """Draws of other sizes and curvature get the σ at which they should cost the same."""
-    drawn = pd.concat([partition().assign(draw=d) for d in range(2)], ignore_index=True)
-    drawn.loc[drawn["draw"] == 1, "label"] = list(reversed(partition()["label"]))
-    model = make_tiny()
+    drawn, model = two_draws(), make_tiny()
     generator = torch.Generator().manual_seed(1)
     h = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
     curvature = Curvature(h, {n: 0.1 * x for n, x in h.items()})
@@ -198,6 +200,21 @@ def test_levelled_draws_are_foretold_what_the_first_is(judge):
     assert plain.groupby(["class", "draw"])["predicted_delta_log_ppl"].first().nunique() == 3
     with pytest.raises(RequestError, match="give the diagonal"):
         sweep(model, judge, classes, level=True, **(given | {"curvature": None}))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [slice(8), slice(8, 16)])  # W_func in the first draw, the second
+def test_draws_without_a_rise_foretold_cannot_be_levelled(wrong, place, judge):
+    model = make_tiny()
+    h = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    for name in (FC1, FC1.replace("weight", "bias")):
+        h[name][place] = wrong
+    curvature = Curvature(h, h)
+    given = {"sigmas": {"W_func": [0.5]}, "seed": 0, "curvature": curvature}
+    classes = UnitClasses(model, func_and_sens_swapped())
+    with pytest.raises(RequestError, match=r"draws of W_func can't be levelled.*method ggn"):
+        sweep(model, judge, classes, seeds=range(1, 2), level=True, **given)
+    assert len(sweep(model, judge, classes, seeds=range(1, 2), **given)) == 2
 
 
 def test_small_noise_costs_what_the_hessian_says(sequences):

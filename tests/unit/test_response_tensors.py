@@ -5,15 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from paramscope.curvature.exact import exact_diagonal
 from paramscope.errors import ArtifactError
 from paramscope.figures.layer_responses import layer_responses
 from paramscope.geometry.sparsity import unit_layers
-from paramscope.models.sequences import padded
 from paramscope.response.noise import NoiseSource
-from paramscope.response.sweep import Curvature, Judge, sweep
+from paramscope.response.sweep import Curvature, sweep
 from paramscope.response.tensors import (
     AIM,
     LARGEST,
@@ -23,23 +21,17 @@ from paramscope.response.tensors import (
     tensor_table,
 )
 from tests.unit.conftest import make_tiny
+from tests.unit.figure_checks import check_type, laid_out
+from tests.unit.response_sweeps import random_judge, random_text
 
 
 @pytest.fixture(scope="module")
 def measured():
     """A tiny model's table, its responses, and the curvature that set the scales."""
     generator = torch.Generator().manual_seed(0)
-
-    def text(n, name):
-        rows = [torch.randint(4, 24, (8,), generator=generator).tolist() for _ in range(n)]
-        return padded(rows, [f"{name}-{i}" for i in range(n)])
-
-    model = make_tiny()
-    judge = Judge(
-        text(6, "window"), text(7, "member"), text(5, "nonmember"), min_k_percent=20,
-        bootstrap=2, batch_size=4, seed=0, device=torch.device("cpu"),
-    )  # fmt: skip
-    (diagonal,) = exact_diagonal(model, text(6, "calibration"), range(1), batch_size=6)
+    model, judge = make_tiny(), random_judge(generator, bootstrap=2)
+    text = random_text(6, "calibration", generator)
+    (diagonal,) = exact_diagonal(model, text, range(1), batch_size=6)
     diagonal = {name: value.abs() for name, value in diagonal.items()}
     curvature = Curvature(diagonal, {name: 0.1 * value for name, value in diagonal.items()})
     classes = TensorClasses(model)
@@ -83,7 +75,7 @@ def test_foresight_counts_what_is_within_a_quarter(measured):
 def test_the_figure_shows_every_weight_in_its_layer(measured):
     table, *_ = measured
     figure = layer_responses(table, "tiny")
-    FigureCanvasAgg(figure).draw()
+    check_type(laid_out({"layers": figure})["layers"], least=11)
     axes = figure.axes[1]
     shown = np.concatenate([c.lines[0].get_ydata() for c in axes.containers]).astype(float)
     expected = -table["delta_loss_gap"] / table["delta_log_ppl"]

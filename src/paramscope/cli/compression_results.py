@@ -26,6 +26,7 @@ def compression_results(
     from paramscope.artifacts.tables import read_table, write_table
     from paramscope.compression.frontier import FRONTIER, frontier, of_runs
     from paramscope.compression.runs import run_of
+    from paramscope.compression.schemas import EPOCHS, LAYERS
     from paramscope.compression.summary import latex, summary
 
     folders = {run_of(folder): folder for folder in run}
@@ -39,8 +40,8 @@ def compression_results(
     made_by = provenance("cli.compression_results", arguments)
     with atomic(output) as partial:
         partial.mkdir()
-        for name, tables in (("epochs", epochs), ("layers", layers)):
-            table, schema = of_runs(tables, name)
+        for name, tables, own in (("epochs", epochs, EPOCHS), ("layers", layers, LAYERS)):
+            table, schema = of_runs(tables, own)
             write_table(partial / f"{name}.parquet", table, schema, made_by)
         write_table(partial / "frontier.parquet", points, FRONTIER, made_by)
         record = {

@@ -1,7 +1,7 @@
 """Stage `evaluate`: a dense model beside what pruning and finetuning made of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -16,8 +16,7 @@ from paramscope.cli.options import (
     Threads,
 )
 
-if TYPE_CHECKING:
-    pass
+EVALUATION, GENERATION = "evaluation", "generation"  # keys of the record beside the texts' names
 
 
 def evaluate(
@@ -35,7 +34,8 @@ def evaluate(
         Option(help="The same from a dataset on the hub, as NAME=DATASET:FILE."),
     ] = None,
     documents: Annotated[
-        Path | None, Option(help="Held-out documents whose continuations are scored.")
+        Path | None,
+        Option(help="Documents that trained and chose nothing; their continuations are scored."),
     ] = None,
     prompt_tokens: Annotated[int, Option(help="Tokens of a document that are given.")] = 16,
     new_tokens: Annotated[int, Option(help="Tokens to go on for.")] = 16,
@@ -55,39 +55,48 @@ def evaluate(
     from paramscope.compression.runs import named
     from paramscope.corpus.sources import hub_files, local_documents
     from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.evaluation.perplexity import perplexity
+    from paramscope.errors import RequestError
+    from paramscope.evaluation.perplexity import model_perplexity
     from paramscope.models.load import load_model
-    from paramscope.models.losses import token_log_probabilities
     from paramscope.models.sequences import load_tokenizer, windows
 
     place = choose_device(device, threads)
     encode = load_tokenizer(dense)
-    texts = {"evaluation": read_table(evaluation, ["text"])["text"].tolist()}
-    for name, value in named(text or []).items():
-        texts[name] = [document.text for document in local_documents([Path(value)])]
+    files = {name: [Path(file)] for name, file in named(text or []).items()}
     for name, value in named(hub or []).items():
         dataset, _, file = value.rpartition(":")
-        paths = hub_files(dataset, [file])
+        if name in files:
+            raise RequestError(f"'{name}' is given by --text and by --hub; give each name once")
+        files[name] = hub_files(dataset, [file])
+    for name in (EVALUATION, GENERATION):
+        if name in files:
+            raise RequestError(
+                f"'{name}' is what the record calls its own; name the text otherwise"
+            )
+    texts = {EVALUATION: read_table(evaluation, ["text"])["text"].tolist()}
+    for name, paths in files.items():
         texts[name] = [document.text for document in local_documents(paths)]
     sets = {
         name: windows(encode, words, length, stride=length).to(place)
         for name, words in texts.items()
     }
     spoken = None if documents is None else sequences_for(dense, documents, length, place)
-    record: dict[str, object] = {"tokens": {name: x.n_predicted for name, x in sets.items()}}
-    for name, folder in (("dense", dense), ("pruned", pruned), ("finetuned", finetuned)):
-        if name == "dense":
+    perplexities: dict[str, dict[str, float]] = {}
+    generated: dict[str, dict[str, object]] = {}
+    for stage, folder in (("dense", dense), ("pruned", pruned), ("finetuned", finetuned)):
+        if stage == "dense":
             network = load_model(folder, place, DTYPES[dtype])
         else:
             network, _ = load_compact(folder, place, DTYPES[dtype])
-        found: dict[str, object] = {
-            name: perplexity(token_log_probabilities(network, one, batch), one.lengths)
+        perplexities[stage] = {
+            name: model_perplexity(network, one, batch, f"{stage} on {name}")
             for name, one in sets.items()
         }
+        generated[stage] = {}
         if spoken is not None:
             from paramscope.evaluation.generation import generate_scores
 
-            found["generation"] = generate_scores(
+            generated[stage][GENERATION] = generate_scores(
                 network,
                 encode,
                 spoken,
@@ -95,11 +104,14 @@ def evaluate(
                 new_tokens=new_tokens,
                 batch_size=batch,
             )
-        record[name] = found
     shape = read_record(pruned / "pruned.json")
-    record["shape"] = {key: value for key, value in shape.items() if key != "provenance"}
+    record = {
+        "tokens": {name: one.n_predicted for name, one in sets.items()},
+        **{stage: found | generated[stage] for stage, found in perplexities.items()},
+        "shape": {key: value for key, value in shape.items() if key != "provenance"},
+    }
     made_by = provenance("cli.evaluate", arguments, device=describe_device(place))
     write_record(output, record, made_by)
     for name in sets:
-        told = [f"{stage} {record[stage][name]:,.2f}" for stage in ("dense", "pruned", "finetuned")]  # type: ignore[index]
+        told = [f"{stage} {found[name]:,.2f}" for stage, found in perplexities.items()]
         print(f"perplexity on {name}: {', '.join(told)}")

@@ -19,8 +19,6 @@ from paramscope.cli.options import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from paramscope.models.sequences import Sequences
-
 
 def finetune(
     pruned: Annotated[Path, Argument(help="Compact folder, from `paramscope prune`.")],
@@ -59,7 +57,9 @@ def finetune(
     ] = 0.0,
     teacher: Annotated[Path | None, Option(help="Dense model folder to distil from.")] = None,
     save_every: Annotated[int, Option(min=1, help="Steps between two saves to go on from.")] = 50,
-    tensorboard: Annotated[Path | None, Option(help="Folder for TensorBoard.")] = None,
+    output_tensorboard: Annotated[
+        Path | None, Option("--tensorboard", help="Folder for TensorBoard.")
+    ] = None,
     wandb: Annotated[str, Option(help="Project of Weights & Biases.")] = "",
     length: Length = 64,
     seed: Seed = 0,
@@ -74,26 +74,23 @@ def finetune(
     gradual has taken between its stages are taken off.
     """
     arguments = dict(locals())
-    import shutil
-
     from paramscope.artifacts.atomic import atomic
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import read_record, write_record
-    from paramscope.artifacts.tables import read_table, write_table
-    from paramscope.cli.inputs import sequences_for
+    from paramscope.artifacts.tables import write_table
+    from paramscope.cli.inputs import sequences_for, windows_for
     from paramscope.compression.compact import load_compact, save_compact
-    from paramscope.compression.finetune import EPOCHS, Judged
+    from paramscope.compression.finetune import Judged
     from paramscope.compression.finetune import finetune as train
     from paramscope.compression.schedule import Schedule
+    from paramscope.compression.schemas import EPOCHS
     from paramscope.compression.tracking import tracker
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
-    from paramscope.evaluation.perplexity import perplexity
+    from paramscope.evaluation.perplexity import model_perplexity
     from paramscope.memory import limit_memory
-    from paramscope.models.folders import TOKENIZER_FILES
+    from paramscope.models.folders import copy_tokenizer
     from paramscope.models.load import load_model
-    from paramscope.models.losses import token_log_probabilities
-    from paramscope.models.sequences import load_tokenizer, windows
 
     place = choose_device(device, threads)
     limit_memory(memory_gb, place)
@@ -123,32 +120,30 @@ def finetune(
     )
     network, masks = load_compact(pruned, place, DTYPES[dtype])
     held_out = sequences_for(pruned, validation, length, place)
-    words = read_table(evaluation, ["text"])["text"].tolist()
-    told = windows(load_tokenizer(pruned), words, length, stride=length).to(place)
+    told = windows_for(pruned, evaluation, length, place)
 
-    def on(model: "PreTrainedModel", sequences: "Sequences") -> float:
-        return perplexity(token_log_probabilities(model, sequences, batch), sequences.lengths)
+    def judge(model: "PreTrainedModel") -> Judged:
+        return Judged(*(model_perplexity(model, one, batch) for one in (told, held_out)))
 
     state = output.with_name(f".{output.name}.state.pt")
     done = train(
         network,
         masks,
         training,
-        lambda model: Judged(*(on(model, one) for one in (told, held_out))),
+        judge,
         schedule,
         seed=seed,
+        judged_by=(told, held_out),
         teacher=None if teacher is None else load_model(teacher, place, DTYPES[dtype]),
         state=state,
         save_every=save_every,
-        on_step=tracker(tensorboard, wandb or None),
+        on_step=tracker(output_tensorboard, wandb or None),
     )
     made_by = provenance("cli.finetune", arguments, device=describe_device(place))
     with atomic(output) as partial:
         partial.mkdir()
         save_compact(network, masks, partial)
-        for name in TOKENIZER_FILES:
-            if (pruned / name).is_file():
-                shutil.copyfile(pruned / name, partial / name)
+        copy_tokenizer(pruned, partial)
         write_record(partial / "finetuned.json", {"best_epoch": done.best_epoch}, made_by)
     write_table(output_epochs, done.epochs, EPOCHS, made_by)
     state.unlink(missing_ok=True)

@@ -50,3 +50,12 @@ def sequences_for(folder: Path, split: Path, length: int, device: "torch.device"
 
     text = read_table(split, ["doc_id", "text"])
     return sequences_of(load_tokenizer(folder), text, length).to(device)
+
+
+def windows_for(folder: Path, split: Path, length: int, device: "torch.device") -> "Sequences":
+    """A split as one text in windows side by side, by the tokenizer of a folder's model."""
+    from paramscope.artifacts.tables import read_table
+    from paramscope.models.sequences import load_tokenizer, windows
+
+    text = read_table(split, ["text"])["text"].tolist()
+    return windows(load_tokenizer(folder), text, length, stride=length).to(device)

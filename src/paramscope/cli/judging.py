@@ -29,9 +29,10 @@ def judge_of(
         RequestError: fewer than ten documents are left.
     """
     from paramscope.artifacts.tables import read_table
+    from paramscope.cli.inputs import windows_for
     from paramscope.corpus.splits import judges
     from paramscope.models.folders import sequences_of
-    from paramscope.models.sequences import load_tokenizer, windows
+    from paramscope.models.sequences import load_tokenizer
     from paramscope.response.sweep import Judge
 
     encode = load_tokenizer(folder)
@@ -40,9 +41,8 @@ def judge_of(
         sequences_of(encode, judges(read_table(path, ["doc_id", "text"]), probe), length)
         for path in documents
     )
-    text = read_table(evaluation, ["text"])["text"].tolist()
     return Judge(
-        windows(encode, text, length, stride=length),
+        windows_for(folder, evaluation, length, device),
         members,
         nonmembers,
         min_k_percent=min_k,

@@ -45,24 +45,19 @@ def noise_range(
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
-    from paramscope.artifacts.tables import read_table
+    from paramscope.cli.inputs import windows_for
     from paramscope.devices import DTYPES, choose_device, describe_device
-    from paramscope.evaluation.perplexity import log_perplexity
+    from paramscope.evaluation.perplexity import model_log_perplexity
     from paramscope.models.load import load_model
-    from paramscope.models.losses import token_log_probabilities
-    from paramscope.models.sequences import load_tokenizer, windows
     from paramscope.response.classes import read_classes
     from paramscope.response.ranges import find_ranges, record
 
     place = choose_device(device, threads)
-    text = read_table(evaluation, ["text"])["text"].tolist()
-    windowed = windows(load_tokenizer(model), text, length, stride=length).to(place)
+    text = windows_for(model, evaluation, length, place)
     network = load_model(model, place, DTYPES[dtype])
     found = find_ranges(
         network,
-        lambda perturbed: log_perplexity(
-            token_log_probabilities(perturbed, windowed, batch), windowed.lengths
-        ),
+        lambda perturbed: model_log_perplexity(perturbed, text, batch),
         read_classes(partition, network),
         kind=noise.value,
         seeds=range(seeds),

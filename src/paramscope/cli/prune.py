@@ -69,7 +69,6 @@ def prune(
     one of it), and layers.parquet: what was asked of each weight and what it got.
     """
     arguments = dict(locals())
-    import shutil
     from dataclasses import replace
 
     from paramscope.artifacts.atomic import atomic
@@ -82,10 +81,10 @@ def prune(
     from paramscope.compression.layers import density_of, overall_zeros
     from paramscope.compression.methods import METHODS, Options
     from paramscope.compression.methods import prune as prune_layers
-    from paramscope.compression.one_pass import LAYERS
+    from paramscope.compression.schemas import LAYERS
     from paramscope.devices import describe_device
     from paramscope.errors import RequestError
-    from paramscope.models.folders import TOKENIZER_FILES
+    from paramscope.models.folders import copy_tokenizer
 
     network, sequences, place = model_and_text(
         model,
@@ -132,9 +131,7 @@ def prune(
     with atomic(output) as partial:
         partial.mkdir()
         save_compact(network, done.masks, partial)
-        for name in TOKENIZER_FILES:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, partial / name)
+        copy_tokenizer(model, partial)
         write_table(partial / "layers.parquet", done.layers, LAYERS, made_by)
         write_record(partial / "pruned.json", record, made_by)
     print(
@@ -158,8 +155,7 @@ def _recovery(
     from paramscope.artifacts.digest import seed_of
     from paramscope.compression.finetune import Judged, finetune
     from paramscope.compression.schedule import Schedule
-    from paramscope.evaluation.perplexity import perplexity
-    from paramscope.models.losses import token_log_probabilities
+    from paramscope.evaluation.perplexity import model_perplexity
 
     schedule = Schedule(
         epochs=-(-steps * batch // len(training)),
@@ -170,7 +166,7 @@ def _recovery(
     stage = count()
 
     def evaluate(network: "PreTrainedModel") -> Judged:
-        found = perplexity(token_log_probabilities(network, judged, batch), judged.lengths)
+        found = model_perplexity(network, judged, batch)
         return Judged(found, found)
 
     def recover(network: "PreTrainedModel", masks: "dict[str, Tensor]") -> None:

@@ -27,11 +27,11 @@ from transformers.initialization import no_init_weights
 
 from paramscope.compression.bits import pack, unpack
 from paramscope.errors import ArtifactError, RequestError
-from paramscope.models.folders import TOKENIZER_FILES
+from paramscope.models.folders import copy_tokenizer
 
 FILE = "compact.safetensors"
 FORMAT = "paramscope compact 1"  # the one key of the metadata: two would be in any order
-CARRIED = (*TOKENIZER_FILES, "generation_config.json")
+GENERATION = "generation_config.json"
 
 
 class Sizes(TypedDict):
@@ -108,9 +108,9 @@ def expand(folder: Path, output: Path) -> None:
     """
     model, _ = load_compact(folder, torch.device("cpu"))
     model.save_pretrained(output)
-    for name in CARRIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
+    copy_tokenizer(folder, output)
+    if (folder / GENERATION).is_file():
+        shutil.copyfile(folder / GENERATION, output / GENERATION)
 
 
 def is_compact(folder: Path) -> bool:

@@ -2,13 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,27 +24,10 @@ from paramscope.compression.progress_state import (
     save_progress,
 )
 from paramscope.compression.schedule import Schedule
+from paramscope.compression.schemas import EPOCHS
 from paramscope.compression.signed_zeros import apply_masks, kept_state, masks_of, restore_kept
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
-
-EPOCHS = pa.schema(
-    [
-        pa.field("epoch", pa.int16(), nullable=False),  # 0: pruned, not yet finetuned
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("perplexity", pa.float64(), nullable=False),
-        pa.field("change_percent", pa.float64()),  # against the row before
-        pa.field("validation_perplexity", pa.float64(), nullable=False),  # chooses the best
-        pa.field("best", pa.bool_(), nullable=False),
-        pa.field("training_loss", pa.float64()),  # nats a token, the epoch's mean over its steps
-        pa.field("learning_rate", pa.float64(), nullable=False),  # of the epoch's last step
-        pa.field("wall_s", pa.float64(), nullable=False),
-        pa.field("memory_before_bytes", pa.int64(), nullable=False),
-        pa.field("memory_consumed_bytes", pa.int64(), nullable=False),
-        pa.field("memory_peak_bytes", pa.int64(), nullable=False),
-        pa.field("memory_total_peak_bytes", pa.int64(), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +70,7 @@ def finetune(
     *,
     seed: int,
     teacher: PreTrainedModel | None = None,
+    judged_by: Iterable[Sequences] = (),
     state: Path | None = None,
     save_every: int = 50,
     on_step: Callable[[Step], None] | None = None,
@@ -106,6 +89,7 @@ def finetune(
         schedule: how to train.
         seed: of the shuffling.
         teacher: the dense model, where the schedule distils.
+        judged_by: the texts that `evaluate` measures on, by which `state` knows its own run.
         state: a file to go on from if it is there, which is written at each epoch's end and
             every `save_every` steps. Left where it is at the end.
         save_every: steps.
@@ -121,7 +105,17 @@ def finetune(
     teacher = teacher if schedule.distillation else None
     on_device = text.to(model.device)
     return _Run(
-        model, masks, on_device, evaluate, schedule, seed, teacher, state, save_every, on_step
+        model,
+        masks,
+        on_device,
+        evaluate,
+        tuple(judged_by),
+        schedule,
+        seed,
+        teacher,
+        state,
+        save_every,
+        on_step,
     ).finish()
 
 
@@ -133,6 +127,7 @@ class _Run:
     masks: Mapping[str, Tensor]
     text: Sequences
     evaluate: Evaluate
+    judged_by: tuple[Sequences, ...]
     schedule: Schedule
     seed: int
     teacher: PreTrainedModel | None
@@ -152,9 +147,8 @@ class _Run:
         self.total = self.schedule.total_steps(len(self.text))
         self.identity = ""
         if self.state is not None:
-            self.identity = fingerprint(
-                self.schedule, self.seed, self.text, self.model, self.teacher
-            )
+            texts, models = (self.text, *self.judged_by), (self.model, self.teacher)
+            self.identity = fingerprint(self.schedule, self.seed, texts, models)
         self.progress = Progress()
 
     def finish(self) -> Finetuned:

@@ -54,12 +54,14 @@ def frontier(evaluated: Mapping[Run, Mapping[str, Any]]) -> tuple[pd.DataFrame, 
     return pd.DataFrame(rows, columns=FRONTIER.names), float(baselines.pop())
 
 
-def of_runs(tables: Mapping[Run, pd.DataFrame], name: str) -> tuple[pd.DataFrame, pa.Schema]:
-    """The runs' tables (epochs, or layers) as one, with method and of_density before the rest."""
-    from paramscope.compression.finetune import EPOCHS
-    from paramscope.compression.one_pass import LAYERS
+def of_runs(tables: Mapping[Run, pd.DataFrame], own: pa.Schema) -> tuple[pd.DataFrame, pa.Schema]:
+    """The runs' tables, each of schema `own`, as one, with method and of_density before the rest.
 
-    own = {"epochs": EPOCHS, "layers": LAYERS}[name]
+    Raises:
+        ArtifactError: no run.
+    """
+    if not tables:
+        raise ArtifactError("no run to gather; give one or more")
     parts = [
         table.assign(method=method, of_density=density)
         for (method, density), table in tables.items()

@@ -15,7 +15,7 @@ from paramscope.compression.gradual import Recover, stages
 from paramscope.compression.layers import Masks, prunable, weight_of
 from paramscope.compression.magnitude import magnitude
 from paramscope.compression.one_layer import Options, PruneLayer
-from paramscope.compression.one_pass import LAYERS, Pass, Pruned
+from paramscope.compression.one_pass import Pass, Pruned
 from paramscope.compression.patterns import PATTERNS, Pattern
 from paramscope.compression.sparsegpt import sparsegpt
 from paramscope.compression.statistics import SecondMoments, Squares
@@ -24,7 +24,7 @@ from paramscope.compression.wanda import wanda
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
 
-__all__ = ["LAYERS", "METHODS", "NAMES", "Method", "Options", "Pruned", "prune"]
+__all__ = ["METHODS", "NAMES", "Method", "Options", "Pruned", "prune"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,19 +22,6 @@ from paramscope.models.sequences import Sequences
 from paramscope.names import block_number
 from paramscope.persample.layers import is_conv1d
 
-LAYERS = pa.schema(
-    [
-        pa.field("layer", pa.int16(), nullable=False),
-        pa.field("tensor", pa.string(), nullable=False),
-        pa.field("n_weights", pa.int64(), nullable=False),
-        pa.field("n_kept", pa.int64(), nullable=False),
-        pa.field("density_asked", pa.float64(), nullable=False),
-        pa.field("density", pa.float64(), nullable=False),
-        pa.field("loss", pa.float64()),
-        pa.field("damping", pa.float64()),
-        pa.field("wall_s", pa.float64(), nullable=False),
-    ]
-)
 ROWS = 128  # of a weight that are compared or written at a time
 
 
@@ -45,7 +31,7 @@ class Pruned:
 
     Attributes:
         masks: by the weight's name, in its own shape, True where it is kept.
-        layers: a row a weight, of the schema `LAYERS`. `loss` is ‖(W − W')X‖² / ‖WX‖² on the
+        layers: a row a weight, of `schemas.LAYERS`. `loss` is ‖(W − W')X‖² / ‖WX‖² on the
             calibration text, null where the second moments of X were not taken; `wall_s` holds
             an equal part of the time that the layer's statistic took.
     """

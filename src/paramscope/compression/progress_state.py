@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,21 @@ class Progress:
 
 
 def fingerprint(
-    schedule: Schedule, seed: int, text: Sequences, *models: PreTrainedModel | None
+    schedule: Schedule,
+    seed: int,
+    texts: Iterable[Sequences],
+    models: Iterable[PreTrainedModel | None],
 ) -> str:
     """SHA-256 of all that decides a finetuning: the masks are in the marked model's bits."""
     digest = hashlib.sha256(json.dumps([asdict(schedule), seed], sort_keys=True).encode())
-    tensors = [text.ids, text.lengths]
-    for model in models:
-        tensors += model.parameters() if model is not None else ()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+    parts = [[text.ids, text.lengths] for text in texts]
+    parts += [[] if model is None else [*model.parameters()] for model in models]
+    for tensors in parts:
+        digest.update(f"{len(tensors)} tensors".encode())
+        for tensor in tensors:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -93,8 +97,8 @@ def load_progress(
     content = read_tensors(path)
     if content.get("identity") != identity:
         raise ArtifactError(
-            f"{path}: is of a finetuning with another schedule, seed, text, mask or model; "
-            "delete it to begin anew"
+            f"{path}: is of a finetuning with another schedule, seed, mask, model or text (to "
+            "train on, or to judge by); delete it to begin anew"
         )
     restore_kept(model, masks, _part(content, "weights"))
     state: dict[int, dict[str, Any]] = {}

@@ -37,9 +37,12 @@ def _tensorboard(folder: Path) -> Callable[[Step], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise _missing("TensorBoard") from error
-    writer: Any = SummaryWriter(str(folder))
+    writer: Any = None
 
     def tell(step: Step) -> None:
+        nonlocal writer
+        if writer is None:  # from here on it hides what an earlier run of this name has told
+            writer = SummaryWriter(str(folder), purge_step=step.step)
         for name in SHOWN:
             writer.add_scalar(name, getattr(step, name), step.step)
         writer.flush()
@@ -49,9 +52,10 @@ def _tensorboard(folder: Path) -> Callable[[Step], None]:
 
 def _wandb(project: str) -> Callable[[Step], None]:
     try:
-        run: Any = import_module("wandb").init(project=project)
-    except ImportError as error:
+        init = import_module("wandb").init
+    except (ImportError, AttributeError) as error:  # its folder of runs can pass for a package
         raise _missing("Weights & Biases") from error
+    run: Any = init(project=project)
 
     def tell(step: Step) -> None:
         run.log({name: getattr(step, name) for name in SHOWN}, step=step.step)

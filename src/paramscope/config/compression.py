@@ -53,6 +53,15 @@ class Finetune(Section):
     save_every: int = Field(
         default=50, ge=1, description="Steps between two saves that a killed run goes on from."
     )
+    tensorboard: bool = Field(
+        default=False,
+        description="Show steps in TensorBoard, from logs/MODEL/finetune/*.tensorboard. Needs: "
+        "pip install 'paramscope[tracking]'.",
+    )
+    wandb: bool = Field(
+        default=False,
+        description="Show steps in Weights & Biases, project paramscope. Needs the same.",
+    )
 
     @model_validator(mode="after")
     def _batch_can_be_split(self) -> Self:
@@ -74,7 +83,7 @@ class EvaluationText(Section):
 
 
 class Generation(Section):
-    """BLEU and ROUGE of greedy continuations of non-member documents."""
+    """BLEU and ROUGE of greedy continuations of evaluation documents."""
 
     enabled: bool = Field(default=False, description="Needs: pip install 'paramscope[generation]'.")
     prompt_tokens: int = Field(default=16, ge=1, description="Tokens of a document given.")

@@ -4,6 +4,11 @@ import math
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from paramscope.models.losses import token_log_probabilities
+from paramscope.models.sequences import Sequences
 
 
 def log_perplexity(log_probs: Tensor, lengths: Tensor) -> float:
@@ -15,9 +20,29 @@ def log_perplexity(log_probs: Tensor, lengths: Tensor) -> float:
     return float(-log_probs.sum() / (lengths - 1).sum())
 
 
-def perplexity(log_probs: Tensor, lengths: Tensor) -> float:
-    """exp(total negative log-likelihood / total predicted tokens)."""
-    return math.exp(log_perplexity(log_probs, lengths))
+def model_log_perplexity(
+    model: PreTrainedModel, sequences: Sequences, batch_size: int, bar: str = ""
+) -> float:
+    """A model's mean negative log-likelihood a predicted token of the sequences, in nats.
+
+    `bar` names a bar of the sequences done; without a name none is shown.
+    """
+    total = 0.0
+    with tqdm(total=len(sequences), desc=bar, unit="sequence", disable=not bar) as shown:
+        for batch in sequences.batches(batch_size):
+            total -= float(token_log_probabilities(model, batch, len(batch)).sum())
+            shown.update(len(batch))
+    return total / sequences.n_predicted
+
+
+def model_perplexity(
+    model: PreTrainedModel, sequences: Sequences, batch_size: int, bar: str = ""
+) -> float:
+    """The exponential of `model_log_perplexity`; infinite where no float holds it."""
+    try:
+        return math.exp(model_log_perplexity(model, sequences, batch_size, bar))
+    except OverflowError:
+        return math.inf
 
 
 def resampled_log_perplexity(log_probs: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def layer_sparsity(layers: Mapping[Run, pd.DataFrame], model: str) -> Figure:
             _zeros(top, shares[run], places + shift, methods[run[0]], run, WIDTH / len(methods))
             _excess(bottom, shares[run], places + shift, methods[run[0]], run)
     bottom.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-    _frame(top, bottom, shares, list(densities), blocks)
+    _frame(top, bottom, shares, worst, blocks)
     figure.legend(
         handles=[
             *(Line2D([], [], label=look.name, **_mark(look)) for look in methods.values()),
@@ -94,6 +94,7 @@ def block_shares(rows: pd.DataFrame) -> pd.DataFrame:
 def _zeros(
     axes: Axes, table: pd.DataFrame, places: np.ndarray, look: Look, run: Run, width: float
 ) -> None:
+    """A run's shares of zeros: asked for, over the tensors of a block, and of the block."""
     gid = f"{run[0]} {run[1]:g}"
     axes.hlines(
         table["zeros_asked"],
@@ -129,10 +130,10 @@ def _frame(
     top: Axes,
     bottom: Axes,
     shares: Mapping[Run, pd.DataFrame],
-    densities: list[float],
+    worst: float,
     blocks: list[int],
 ) -> None:
-    """Titles, limits and ticks: the asked shares of zeros, and blocks by number."""
+    """Titles, limits and ticks; `worst` is the furthest that a block is from what was asked."""
     top.set_title("a  Zeros in the block's pruned weights")
     bottom.set_title("b  Weights kept beyond those asked, a block")
     top.set_ylabel("Share of zeros")
@@ -141,11 +142,10 @@ def _frame(
     top.set_ylim(max(lowest - 0.06, -0.03), 1.03)
     top.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     top.yaxis.set_major_formatter(PercentFormatter(1))
-    excess = max(float((table["kept"] - table["asked"]).abs().max()) for table in shares.values())
     bottom.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
     )
-    bottom.set_ylim(-1.15 * max(excess, 1), 1.15 * max(excess, 1))
+    bottom.set_ylim(-1.15 * max(worst, 1), 1.15 * max(worst, 1))
     stride = -(-len(blocks) // MOST_NAMES)
     bottom.set_xticks(
         range(0, len(blocks), stride),

@@ -25,7 +25,7 @@ from paramscope.figures.pruned import (
     panels,
     perplexity_told,
 )
-from paramscope.figures.style import DOUBLE, GREY, INK, count, head, new_figure, note, styled
+from paramscope.figures.style import DOUBLE, GREY, count, head, new_figure, note, styled
 
 EPOCHS = ("epoch", "perplexity", "best")  # the columns that are needed
 BEST = 6.5  # pt: the ring around the best epoch
@@ -77,7 +77,7 @@ def perplexity_trend(epochs: Mapping[Run, pd.DataFrame], baseline: float, model:
     figure.legend(
         handles=[
             Line2D([], [], label="dense model", **BASELINE),
-            Line2D([], [], label="best epoch", **_ring(INK)),
+            Line2D([], [], label="best epoch", **_ring(GREY)),
         ],
         loc="outside lower center",
         ncols=2,
@@ -104,12 +104,13 @@ def _trend(axes: Axes, rows: pd.DataFrame, look: Look, run: Run) -> Line2D:
 
 
 def _ring(colour: str) -> dict[str, Any]:
+    """Keywords of a mark around a point."""
     return {
         "color": colour,
         "marker": "o",
         "markersize": BEST,
         "markerfacecolor": "none",
-        "markeredgecolor": colour if colour != INK else GREY,
+        "markeredgecolor": colour,
         "markeredgewidth": 0.8,
         "linestyle": "",
     }

@@ -74,8 +74,24 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     return {method: Look(NAMES.get(method, method), *look[method]) for method in given}
 
 
+def by_run(table: pd.DataFrame) -> dict[Run, pd.DataFrame]:
+    """The rows of each run, by method and density, from all runs' in one table.
+
+    Columns method and of_density say whose a row is.
+    """
+    runs = table[["method", "of_density"]].drop_duplicates().itertuples(index=False, name=None)
+    return {
+        (str(method), float(density)): table[
+            (table["method"] == method) & (table["of_density"] == density)
+        ].drop(columns=["method", "of_density"])
+        for method, density in runs
+    }
+
+
 def by_density(runs: Mapping[Run, pd.DataFrame], what: str) -> dict[float, list[Run]]:
     """The runs of each density, the highest first, methods in the order they are drawn.
+
+    `what` is what errors call the tables' rows.
 
     Raises:
         ArtifactError: no runs, or one without rows.
@@ -186,17 +202,3 @@ def _tick_told(value: float) -> str:
     power = int(np.floor(np.log10(value) + 1e-9))
     digits = f"{value / 10.0**power:g}"
     return rf"$10^{{{power}}}$" if digits == "1" else rf"${digits}\cdot10^{{{power}}}$"
-
-
-def by_run(table: pd.DataFrame) -> dict[Run, pd.DataFrame]:
-    """The rows of each run, by method and density, from all runs' in one table.
-
-    Columns method and of_density say whose a row is.
-    """
-    runs = table[["method", "of_density"]].drop_duplicates().itertuples(index=False, name=None)
-    return {
-        (str(method), float(density)): table[
-            (table["method"] == method) & (table["of_density"] == density)
-        ].drop(columns=["method", "of_density"])
-        for method, density in runs
-    }

@@ -31,12 +31,17 @@ def save_model(
     """
     with atomic(folder) as partial:
         model.save_pretrained(partial)
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, partial / name)
+        copy_tokenizer(tokenizer, partial)
         write_table(partial / "training.parquet", history, TRAINING, made_by)
         sizes = {"parameters": model.num_parameters()}
         write_record(partial / "provenance.json", sizes, made_by)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy what one model folder has of a tokenizer into another, which is there."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def sequences_of(tokenizer: Tokenizer, split: pd.DataFrame, length: int) -> Sequences:

@@ -148,7 +148,8 @@ def sweep(
             of it is the first draw's, whose σ it is given; σ stays what it is called by.
 
     Raises:
-        RequestError: draws to level, and no curvature to do it by.
+        RequestError: draws to level, and no curvature to do it by, or one that foretells a
+            change that is not above 0.
     """
     if level and classes.draws > 1 and curvature is None:
         raise RequestError("draws are levelled by what curvature foretells; give the diagonal")
@@ -192,14 +193,28 @@ def _levelled(
     source: NoiseSource,
     curvature: Curvature | None,
 ) -> dict[str, float]:
-    """Each class's factor at which it is foretold the change that the first draw's is."""
+    """Each class's factor at which it is foretold the change that the first draw's is.
+
+    Raises:
+        RequestError: either change is not finite or not above 0, so no factor makes them equal.
+    """
     own_scales = factors(first, source)
     levelled = {}
     for label in [label for label in sets if label in first]:
-        aim = _foretold(first[label], source, own_scales[label], curvature)
-        now = _foretold(sets[label], source, scales[label], curvature)
-        ratio = aim["predicted_delta_log_ppl"] / now["predicted_delta_log_ppl"]
-        levelled[label] = scales[label] * math.sqrt(ratio)
+        aim, now = (
+            _foretold(units, source, scale, curvature)["predicted_delta_log_ppl"]
+            for units, scale in (
+                (first[label], own_scales[label]),
+                (sets[label], scales[label]),
+            )
+        )
+        if not (0 < aim < math.inf and 0 < now < math.inf):
+            raise RequestError(
+                f"draws of {label} can't be levelled: curvature foretells a change of {aim:.3g} in "
+                f"the first and {now:.3g} in another; give a diagonal of method ggn, or of more "
+                "draws"
+            )
+        levelled[label] = scales[label] * math.sqrt(aim / now)
     return levelled
 
 

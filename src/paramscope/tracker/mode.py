@@ -75,7 +75,7 @@ class MemoryTracker(TorchDispatchMode):
         device_type: str | None = None,
     ) -> None:
         # torch declares no types for its mode's constructor
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
         self._rounding: Rounding = rounding
         self._device_type = device_type
         self._ledger = Ledger(timeline)
@@ -196,13 +196,13 @@ class MemoryTracker(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         self._entered += 1
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch declares no types for it
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._entered -= 1
         self._stepping = False  # where an error ended a step
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch declares no types for it
 
     def __torch_dispatch__(
         self,
