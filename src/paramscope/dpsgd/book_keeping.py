@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from paramscope.dpsgd.losses import add_head_gradient, head_chunks, new_losses
 from paramscope.dpsgd.parts import LOGITS, NORMS, STASH, Accounts
+from paramscope.dpsgd.plain import Micro, Pass
 from paramscope.dpsgd.privacy import Clipped, clip_factors, finite_samples
 from paramscope.dpsgd.stashes import Gradients, Pairs, Stash, TiedHead, stash
 from paramscope.dpsgd.trained import trained_layers
@@ -75,6 +76,7 @@ class BookKeeping:
     chunk_tokens: int = 0
     checkpoint: bool = False
     by_layer: bool = False
+    _alone: Micro | None = None
     _pending: _Forward | None = None
     _stashes: list[Stash] = field(default_factory=list)
     _squared: list[Tensor] = field(default_factory=list)
@@ -86,7 +88,16 @@ class BookKeeping:
         self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
 
     def forward(self, batch: Sequences) -> None:
-        """Run the model on a batch, the head's own backward included."""
+        """Run the model on a batch, the head's own backward included.
+
+        The gradient of a sample that is alone is the plain one, so that is what it takes.
+        """
+        if len(batch) == 1 and not self.by_layer:
+            chunk = self.chunk_tokens or batch.ids.shape[1]
+            through = Pass(self.model, self.accounts, chunk, self.checkpoint)
+            self._alone = Micro(through, self.max_norm)
+            self._alone.forward(batch)
+            return
         with ExitStack() as stack:
             stack.enter_context(without_head(self.model))
             if self.checkpoint:
@@ -105,6 +116,9 @@ class BookKeeping:
         Raises:
             RequestError: there was no forward.
         """
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            return alone.backward()
         pending, self._pending = self._pending, None
         if pending is None:
             raise RequestError("backward came without a forward")

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from paramscope.dpsgd.book_keeping import BookKeeping
 from paramscope.dpsgd.parts import Accounts, NoAccounts
 from paramscope.dpsgd.plain import Micro, Pass, Vanilla
-from paramscope.dpsgd.privacy import Clipped, Privacy, add_noise
+from paramscope.dpsgd.noise import Noise
+from paramscope.dpsgd.privacy import Clipped, Privacy
 from paramscope.dpsgd.trained import check_private
 from paramscope.dpsgd.two_backwards import TwoBackwards
 from paramscope.errors import RequestError
@@ -64,11 +65,11 @@ class NoisyStep:
     optimizer: Optimizer
     model: PreTrainedModel
     privacy: Privacy
-    generator: torch.Generator | None
+    noise: Noise
 
     def step(self) -> None:
         """Add noise, divide by the expected batch, and step."""
-        add_noise(check_private(self.model), self.privacy, self.generator)
+        self.noise.privatize(check_private(self.model), self.privacy)
         self.optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -121,13 +122,14 @@ def make_step(
     model: PreTrainedModel,
     optimizer: Optimizer,
     privacy: Privacy,
-    generator: torch.Generator | None = None,
+    seed: int,
 ) -> Step:
     """What ends a logical step of `method`: Opacus' methods bring their own, vanilla has none."""
     if isinstance(method, Vanilla):
         return optimizer
     own = getattr(method, "private", None)
     if own is not None:
+        generator = torch.Generator(model.device).manual_seed(seed)
         step: Step = own(optimizer, generator)
         return step
-    return NoisyStep(optimizer, model, privacy, generator)
+    return NoisyStep(optimizer, model, privacy, Noise(seed, model.device))

@@ -1,15 +1,12 @@
 """What makes a step of gradient descent private: a bound on each sample's part, and noise."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paramscope.errors import RequestError
-
-NOISE_ENTRIES = 2**20  # drawn at a time
 
 
 @dataclass(frozen=True)
@@ -78,25 +75,3 @@ def finite_samples(squared_norms: Tensor) -> Tensor | None:
         return None
     finite = squared_norms.isfinite()
     return None if bool(finite.all()) else finite.nonzero().squeeze(1)
-
-
-@torch.no_grad()
-def add_noise(
-    parameters: Iterable[nn.Parameter], privacy: Privacy, generator: torch.Generator | None
-) -> None:
-    """Make the sums of clipped gradients in `.grad` a private mean: add noise, divide.
-
-    A parameter without a gradient (no sample was drawn) gets noise alone. The noise is drawn in
-    float32 at least, so many entries at a time.
-    """
-    deviation = privacy.noise_multiplier * privacy.max_norm
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        flat = parameter.grad.view(-1)
-        if deviation:
-            wide = torch.promote_types(flat.dtype, torch.float32)
-            for part in flat.split(NOISE_ENTRIES):
-                noise = torch.empty(part.shape, dtype=wide, device=part.device)
-                part.add_(noise.normal_(0.0, deviation, generator=generator))
-        flat.div_(privacy.expected_batch)
