@@ -5,6 +5,10 @@ import re
 FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
 RANDOM, RANDOM_TENSOR = CONTROLS = ("random", "random_tensor")
 BY_TENSOR = ("contrast",)  # rules that label whole tensors
+DPSGD_PARTS = (
+    *("parameters", "gradients", "optimizer states", "saved activations"),
+    *("norm samples", "temporary matrices", "logits and loss", "other"),
+)  # what memory at the peak of DP-SGD is split into, in the order they are stacked
 OUTSIDE = -1  # the block number of what is in none
 _IN_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 

@@ -19,6 +19,7 @@ from paramscope.figures.pruned import (
     panels,
 )
 from paramscope.figures.style import DOUBLE, GREY, count, head, new_figure, styled
+from paramscope.figures.units import POWERS, unit_of
 
 BEFORE, PEAK, TOTAL = MEMORY = (
     "memory_before_bytes",
@@ -26,8 +27,6 @@ BEFORE, PEAK, TOTAL = MEMORY = (
     "memory_total_peak_bytes",
 )
 EPOCHS = ("epoch", *MEMORY)  # the columns that are needed
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-POWERS = {"GB": "10⁹", "MB": "10⁶", "kB": "10³"}
 
 
 @styled
@@ -91,8 +90,3 @@ def memory_per_epoch(epochs: Mapping[Run, pd.DataFrame], model: str) -> Figure:
         ncols=2,
     )
     return figure
-
-
-def unit_of(n_bytes: float) -> tuple[float, str]:
-    """The largest of GB, MB and kB that `n_bytes` is one or more of, and its bytes."""
-    return next((unit for unit in UNITS if n_bytes >= unit[0]), UNITS[-1])

@@ -1,0 +1,15 @@
+"""Units that figures and tables give memory and time in: powers of ten."""
+
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+TIMES = ((1.0, "s"), (1e-3, "ms"))
+POWERS = {"GB": "10⁹", "MB": "10⁶", "kB": "10³"}
+
+
+def unit_of(n_bytes: float) -> tuple[float, str]:
+    """The largest of GB, MB and kB that `n_bytes` is one or more of, and its bytes."""
+    return next((unit for unit in UNITS if n_bytes >= unit[0]), UNITS[-1])
+
+
+def time_unit_of(seconds: float) -> tuple[float, str]:
+    """Seconds where there is one or more of them, else milliseconds, and its seconds."""
+    return next((unit for unit in TIMES if seconds >= unit[0]), TIMES[-1])
