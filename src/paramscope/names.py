@@ -9,6 +9,17 @@ DPSGD_PARTS = (
     *("parameters", "gradients", "optimizer states", "saved activations"),
     *("norm samples", "temporary matrices", "logits and loss", "other"),
 )  # what memory at the peak of DP-SGD is split into, in the order they are stacked
+DPSGD_METHODS = (
+    "vanilla",
+    "opacus_hooks",
+    "opacus_ghost",
+    "ghost",
+    "flash",
+    "bk",
+    "per_layer",
+    "micro",
+)
+DPSGD_OPTIONS = ("chunk", "checkpoint", "bf16")  # after the method, each with a + before it
 OUTSIDE = -1  # the block number of what is in none
 _IN_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 

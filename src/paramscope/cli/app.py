@@ -58,6 +58,15 @@ STAGES = (
     "density_frontier",
     "layer_sparsity",
     "memory_per_epoch",
+    "dpsgd_results",
+    "memory_breakdown_comparison",
+    "memory_timeline",
+    "performance_tradeoff",
+    "privacy_utility",
+    "memory_regression",
+    "dpsgd_profile",
+    "dp_finetune",
+    "privacy_scores",
 )
 
 app = typer.Typer(

@@ -21,10 +21,17 @@ def sample_losses(model: PreTrainedModel, batch: Sequences, accounts: Accounts) 
     scores = logits(model, batch.ids)
     with accounts.scope(LOGITS):
         labels = _labels(batch)
-        tokens: Tensor = F.cross_entropy(
-            wide(scores).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
+        log_p = wide(scores).flatten(0, 1).log_softmax(-1)
+        accounts.register([scores], LOGITS)
+        for made in (scores, log_p):
+            if made.requires_grad:
+                made.register_hook(lambda gradient: _tell(gradient, accounts))
+        tokens = F.nll_loss(log_p, labels.flatten(), ignore_index=IGNORED, reduction="none")
         return tokens.view(labels.shape).sum(1) / (batch.lengths - 1)
+
+
+def _tell(gradient: Tensor, accounts: Accounts) -> None:
+    accounts.register([gradient], LOGITS)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,23 @@
 """The methods by name, and a step of training with any of them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from paramscope.dpsgd.book_keeping import BookKeeping
+from paramscope.dpsgd.noise import Noise
 from paramscope.dpsgd.parts import Accounts, NoAccounts
 from paramscope.dpsgd.plain import Micro, Pass, Vanilla
-from paramscope.dpsgd.noise import Noise
 from paramscope.dpsgd.privacy import Clipped, Privacy
 from paramscope.dpsgd.trained import check_private
 from paramscope.dpsgd.two_backwards import TwoBackwards
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
+from paramscope.names import DPSGD_METHODS
 
-MethodName = Literal[
-    "vanilla", "opacus_hooks", "opacus_ghost", "ghost", "flash", "bk", "per_layer", "micro"
-]
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
 CHUNKED = ("vanilla", "bk", "per_layer", "micro")
 CHECKPOINTED = (*CHUNKED, "ghost", "flash")
 
@@ -89,8 +86,8 @@ def make_method(
     Raises:
         RequestError: an unknown method, an option that it has not, or a model that it can't do.
     """
-    if name not in METHODS:
-        raise RequestError(f"method '{name}' is not known; known are {', '.join(METHODS)}")
+    if name not in DPSGD_METHODS:
+        raise RequestError(f"method '{name}' is not known; known are {', '.join(DPSGD_METHODS)}")
     if options.chunk_tokens < 0:
         raise RequestError(f"chunk_tokens is {options.chunk_tokens}; give 0 (no chunks) or more")
     for wanted, option, able in (

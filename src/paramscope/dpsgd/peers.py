@@ -4,6 +4,8 @@ Source: Yousefpour et al. 2021 (arXiv:2109.12298).
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,8 @@ from paramscope.dpsgd.losses import sample_losses
 from paramscope.dpsgd.parts import STASH, Accounts
 from paramscope.dpsgd.privacy import Privacy
 from paramscope.dpsgd.trained import check_private
-from paramscope.errors import RequestError
+from paramscope.errors import ParamscopeError, RequestError
+from paramscope.memory import out_of_memory
 from paramscope.models.sequences import Sequences
 
 
@@ -28,13 +31,12 @@ class OpacusHooks:
     accounts: Accounts
 
     def __post_init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from opacus.grad_sample import GradSampleModule
-
         check_private(self.model)
         self.model.train()  # its hooks are deaf otherwise
-        self.wrapped = GradSampleModule(self.model, loss_reduction="mean")
+        with _opacus():
+            from opacus.grad_sample import GradSampleModule
+
+            self.wrapped = GradSampleModule(self.model, loss_reduction="mean")
         self._losses = torch.empty(0)
 
     def private(self, optimizer: Optimizer, generator: torch.Generator | None) -> Any:
@@ -45,12 +47,12 @@ class OpacusHooks:
 
     def forward(self, batch: Sequences) -> None:
         """Run the model on a batch."""
-        self._losses = sample_losses(self.model, batch, self.accounts)
+        with _opacus():
+            self._losses = sample_losses(self.model, batch, self.accounts)
 
     def backward(self) -> None:
         """Go back; the optimizer clips."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _opacus():
             self._losses.mean().backward()
         self._losses = self._losses.detach()
         samples = [getattr(p, "grad_sample", None) for p in self.model.parameters()]
@@ -66,15 +68,14 @@ class OpacusGhost:
     accounts: Accounts
 
     def __post_init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from opacus.grad_sample import GradSampleModuleFastGradientClipping
-
         check_private(self.model)
         self.model.train()
-        self.wrapped = GradSampleModuleFastGradientClipping(
-            self.model, loss_reduction="mean", max_grad_norm=self.privacy.max_norm
-        )
+        with _opacus():
+            from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+            self.wrapped = GradSampleModuleFastGradientClipping(
+                self.model, loss_reduction="mean", max_grad_norm=self.privacy.max_norm
+            )
         self._optimizer: Any = None
         self._losses = torch.empty(0)
 
@@ -90,16 +91,36 @@ class OpacusGhost:
     def forward(self, batch: Sequences) -> None:
         """Run the model on a batch."""
         self.wrapped.enable_hooks()
-        self._losses = sample_losses(self.model, batch, self.accounts)
+        with _opacus():
+            self._losses = sample_losses(self.model, batch, self.accounts)
 
     def backward(self) -> None:
         """Go back twice, through Opacus' own loss."""
         from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
         losses, self._losses = self._losses, torch.empty(0)
+        with _opacus():
+            DPTensorFastGradientClipping(self.wrapped, self._optimizer, losses).backward()
+
+
+@contextmanager
+def _opacus() -> Iterator[None]:
+    """A block of Opacus' own: its warnings kept quiet, its failures told in a line.
+
+    Raises:
+        RequestError: it can't do the model; that it has no memory is no such failure.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            DPTensorFastGradientClipping(self.wrapped, self._optimizer, losses).backward()
+            yield
+    except Exception as error:
+        if isinstance(error, ParamscopeError) or out_of_memory(error):
+            raise
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise RequestError(
+            f"Opacus can't do this model ({type(error).__name__}: {first}); method bk or micro may"
+        ) from error
 
 
 def _mechanism(privacy: Privacy) -> dict[str, Any]:

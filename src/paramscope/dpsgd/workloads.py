@@ -1,16 +1,15 @@
 """What methods are profiled on: a model at random weights, and a batch of random tokens."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
 
-Family = Literal["llama", "opt", "gpt2"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+FAMILIES = ("llama", "opt", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Workload:
     """
 
     name: str
-    family: Family
+    family: str
     hidden: int
     layers: int
     heads: int
@@ -93,10 +92,11 @@ def new_model(
 ) -> PreTrainedModel:
     """The workload's model at random weights, ready to be trained."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        architecture(workload), attn_implementation="sdpa"
-    )
-    return model.train().to(device, dtype)
+    with device:  # made there: fake parameters can't be moved
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture(workload), attn_implementation="sdpa", dtype=dtype
+        )
+    return model.train()
 
 
 def new_batch(workload: Workload, device: torch.device, seed: int = 0) -> Sequences:

@@ -104,7 +104,7 @@ def train(
     running: list[Tensor] = []
     with tqdm(total=total, desc="training", unit="step") as bar:
         for step, batch in enumerate(_shuffled(text, schedule, seed), start=1):
-            rate = schedule.learning_rate * _rate(step, total, schedule.warmup_share)
+            rate = schedule.learning_rate * rate_at(step, total, schedule.warmup_share)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             running.append(_step(model, batch, optimizer, schedule.clip))
@@ -149,7 +149,8 @@ def _shuffled(text: Sequences, schedule: Schedule, seed: int) -> Iterator[Sequen
             yield Sequences(ids, lengths, tuple(text.names[i] for i in index.tolist()))
 
 
-def _rate(step: int, total: int, warmup_share: float) -> float:
+def rate_at(step: int, total: int, warmup_share: float) -> float:
+    """Share of its peak that the rate has at a step, from 1 on, of `total`."""
     warmup = max(1, round(total * warmup_share))
     if step <= warmup:
         return step / warmup

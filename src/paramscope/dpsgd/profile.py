@@ -1,0 +1,313 @@
+"""What a method costs on a workload: its memory by part and phase, and its time.
+
+Memory is counted in one run (`tracker`), time taken in another without the counting. On fake
+tensors memory is computed without a value in it, and there is no time.
+"""
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from paramscope.devices import describe_device
+from paramscope.dpsgd.methods import Method, Options, Step, make_method, make_step
+from paramscope.dpsgd.parts import LOGITS, NORMS, STASH
+from paramscope.dpsgd.privacy import Privacy
+from paramscope.dpsgd.workloads import Workload, described, new_batch, new_model
+from paramscope.errors import RequestError
+from paramscope.models.faking import faked
+from paramscope.models.sequences import Sequences
+from paramscope.nvml import gpu_memory
+from paramscope.tracker import (
+    ACTIVATIONS,
+    GRADIENTS,
+    OPTIMIZER_STATES,
+    PARAMETERS,
+    MemoryTracker,
+    Timeline,
+)
+
+PARTS = {
+    PARAMETERS: PARAMETERS,
+    GRADIENTS: GRADIENTS,
+    OPTIMIZER_STATES: OPTIMIZER_STATES,
+    ACTIVATIONS: "saved activations",
+    NORMS: NORMS,
+    STASH: STASH,
+    LOGITS: LOGITS,
+}
+OTHER = "other"
+POINTS = 600  # of a timeline at most
+TRACKED = 3  # iterations after the warm-up
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is profiled.
+
+    Attributes:
+        workload: model and batch.
+        method: name of the clipping method.
+        options: its options.
+        privacy: C and σ; the workload's batch is the logical one.
+        dtype: the weights' format.
+        trainable: regular expression of the names of parameters that are trained.
+        seed: of weights, tokens and noise.
+    """
+
+    workload: Workload
+    method: str
+    options: Options
+    privacy: Privacy
+    dtype: torch.dtype
+    trainable: str
+    seed: int
+
+
+@dataclass
+class _Training:
+    """All that takes steps."""
+
+    model: PreTrainedModel
+    method: Method
+    optimizer: torch.optim.Optimizer
+    step: Step
+    batch: Sequences
+
+
+def measure(case: Case, device: torch.device, warmup: int, iterations: int) -> dict[str, Any]:
+    """The profile of a case on `device`, as a record; see `predict` for one without a run.
+
+    Raises:
+        RequestError: the method can't do the workload.
+    """
+    tracked = _tracked(case, device, warmup)
+    gc.collect()
+    timed = _timed(case, device, warmup, iterations)
+    if device.type == "cuda":
+        highest = timed["max_allocated_bytes"]
+        tracked["explained"] = min(1.0, tracked["peak"]["bytes"] / highest)
+    return tracked | timed | {"device": describe_device(device), "predicted": False}
+
+
+def predict(case: Case, warmup: int = 1) -> dict[str, Any]:
+    """The memory of a case on fake CPU tensors: no weight and no gradient has a value.
+
+    Raises:
+        RequestError: the method can't do the workload, or is Opacus', whose hooks make tensors
+            of their own.
+    """
+    if case.method in ("opacus_hooks", "opacus_ghost"):
+        raise RequestError(f"method {case.method} runs on real tensors alone")
+    with faked():
+        record = _tracked(case, torch.device("cpu"), warmup)
+    none: dict[str, Any] = {"iterations": [], "timing": None, "reserved_bytes": None, "nvml": None}
+    return record | none | {"device": "fake tensors", "predicted": True}
+
+
+def _build(
+    case: Case, device: torch.device, told: Callable[[str], None], tracker: Any
+) -> _Training:
+    model = new_model(case.workload, case.dtype, device, case.seed)
+    _choose_trained(model, case.trainable)
+    batch = new_batch(case.workload, device, case.seed)
+    if tracker is not None:
+        tracker.register(model.parameters()).register(model.buffers(), "buffers")
+        tracker.register([batch.ids, batch.lengths])
+    told("0_model_loaded")
+    method = make_method(case.method, model, case.privacy, case.options, tracker)
+    told("1_wrapped_with_dp")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    step = make_step(method, model, optimizer, case.privacy, case.seed)
+    if tracker is not None:
+        tracker.watch(model, optimizer)
+    told("2_optimizer_created")
+    return _Training(model, method, optimizer, step, batch)
+
+
+def _choose_trained(model: PreTrainedModel, pattern: str) -> None:
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise RequestError(f"trainable '{pattern}' is no regular expression: {error}") from error
+    names = [name for name, _ in model.named_parameters()]
+    if not any(wanted.search(name) for name in names):
+        raise RequestError(f"trainable '{pattern}' names no parameter; one is {names[0]}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(wanted.search(name)))
+
+
+def _tracked(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
+    snapshots: list[dict[str, Any]] = []
+    tracker = MemoryTracker(
+        timeline=True,
+        rounding="cuda" if device.type == "cuda" else "none",
+        device_type=device.type if device.type == "cuda" else None,
+    )
+
+    def told(name: str) -> None:
+        tracker.mark(name)
+        snapshots.append({"name": name, **_now(device)})
+
+    with tracker:
+        training = _build(case, device, told, tracker)
+        for _ in range(warmup):
+            _iterate(training, lambda name: None)
+        told("3_after_warmup")
+        tracker.reset_peak()
+        for i in tqdm(range(TRACKED), desc="counting memory", unit="iteration"):
+            _iterate(training, lambda name, i=i: told(f"iter{i}_{name}"))  # type: ignore[misc]
+    peak, timeline = tracker.peak, tracker.timeline()
+    for snapshot, mark in zip(snapshots, timeline.marks, strict=True):
+        snapshot["by_part"] = by_part(mark.by_category)
+        snapshot["live_bytes"] = sum(mark.by_category.values())
+    return _asked(case, device, training.model) | {
+        "refused": None,
+        "snapshots": snapshots,
+        "peak": {"bytes": peak.bytes, "operation": peak.operation, "phase": peak.phase},
+        "breakdown": by_part(peak.by_category),
+        "explained": 1.0,
+        "timeline": last_iteration(timeline),
+    }
+
+
+def refusal(case: Case, device: torch.device, reason: str) -> dict[str, Any]:
+    """The record of a method that can't do the workload: why, and nulls."""
+    with faked():
+        model = new_model(case.workload, case.dtype, torch.device("cpu"))
+    empty = dict.fromkeys(
+        [
+            *("snapshots", "peak", "breakdown", "explained", "timeline", "iterations", "timing"),
+            *("reserved_bytes", "max_allocated_bytes", "nvml"),
+        ]
+    )
+    told = {"refused": reason, "device": describe_device(device), "predicted": False}
+    return _asked(case, device, model) | empty | told
+
+
+def _asked(case: Case, device: torch.device, model: PreTrainedModel) -> dict[str, Any]:
+    dtype = str(case.dtype).removeprefix("torch.")
+    return {
+        "workload": described(case.workload, model),
+        "method": case.method,
+        "options": asdict(case.options) | {"dtype": dtype, "trainable": case.trainable},
+        "privacy": {
+            "max_norm": case.privacy.max_norm,
+            "noise_multiplier": case.privacy.noise_multiplier,
+        },
+        "device_type": device.type,
+    }
+
+
+def by_part(by_category: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by part of the comparison, all parts there; they add up to the same."""
+    found = dict.fromkeys([*PARTS.values(), OTHER], 0)
+    for category, size in by_category.items():
+        found[PARTS.get(category, OTHER)] += size
+    return found
+
+
+def last_iteration(timeline: Timeline) -> dict[str, Any]:
+    """The last iteration's part of a timeline, thinned to `POINTS` that include its peak."""
+    begin = max(i for i, mark in enumerate(timeline.marks) if mark.phase.endswith("before_forward"))
+    marks = timeline.marks[begin:]
+    first, last = marks[0].event, marks[-1].event
+    highest = first + int(timeline.live_bytes[first : last + 1].argmax())
+    kept = np.linspace(first, last, min(POINTS - len(marks) - 1, last - first + 1)).astype(int)
+    events = np.unique([*kept, highest, *(mark.event for mark in marks)])
+    parts = dict.fromkeys([*PARTS.values(), OTHER], np.zeros(len(events), np.int64))
+    for category, column in timeline.by_category.items():
+        name = PARTS.get(category, OTHER)
+        parts[name] = parts[name] + column[events]
+    return {
+        "live_bytes": timeline.live_bytes[events].tolist(),
+        "by_part": {name: column.tolist() for name, column in parts.items()},
+        "operation_index": timeline.operation_index[events].tolist(),
+        "phases": [
+            {"name": mark.phase, "at": int(np.searchsorted(events, mark.event))} for mark in marks
+        ],
+        "peak_at": int(np.searchsorted(events, highest)),
+    }
+
+
+def _timed(case: Case, device: torch.device, warmup: int, iterations: int) -> dict[str, Any]:
+    rows = []
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        training = _build(case, device, lambda name: None, None)
+        bar = stack.enter_context(tqdm(total=warmup + iterations, desc="timing", unit="iteration"))
+        for i in range(warmup + iterations):
+            if i == warmup and device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            times = [_clock(device)]
+            _iterate(training, lambda name: times.append(_clock(device)))  # noqa: B023  # at once
+            bar.update()
+            if i >= warmup:
+                _, *parts = np.diff(times)
+                forward, backward, step = (float(part) for part in parts)
+                rows.append({
+                    "wall_s": forward + backward + step,
+                    "forward_s": forward,
+                    "backward_s": backward,
+                    "step_s": step,
+                })  # fmt: skip
+    walls = [row["wall_s"] for row in rows]
+    timing = {
+        "median_s": statistics.median(walls),
+        "low_s": min(walls),
+        "high_s": max(walls),
+        "n": len(walls),
+    }
+    cuda = device.type == "cuda"
+    return {
+        "iterations": rows,
+        "timing": timing,
+        "reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
+        "max_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "nvml": gpu_memory(device),
+    }
+
+
+def _iterate(training: _Training, told: Callable[[str], None]) -> None:
+    told("before_forward")
+    training.method.forward(training.batch)
+    told("after_forward")
+    training.method.backward()
+    told("after_backward")
+    training.step.step()
+    training.step.zero_grad()
+    told("after_step")
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _now(device: torch.device) -> dict[str, Any]:
+    """What the process holds now beside what is counted."""
+    cuda = None
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        cuda = {
+            "allocated_bytes": torch.cuda.memory_allocated(device),
+            "reserved_bytes": torch.cuda.memory_reserved(device),
+            "free_bytes": free,
+            "total_bytes": total,
+            "nvml": gpu_memory(device),
+        }
+    with torch.utils._python_dispatch._disable_current_modes() if cuda is None else nullcontext():
+        return {"rss_bytes": psutil.Process().memory_info().rss, "cuda": cuda}
