@@ -36,6 +36,8 @@ include: "rules/response.smk"
 include: "rules/figures.smk"
 include: "rules/compression_common.smk"
 include: "rules/compression.smk"
+include: "rules/dpsgd_common.smk"
+include: "rules/dpsgd.smk"
 include: "rules/benchmarks.smk"
 
 

@@ -44,8 +44,8 @@ def refusal(raw):
 
 
 def mappings(tree, prefix=""):
-    """Every mapping of the default by its dotted key, but for `models`, whose keys are free."""
-    if prefix != "models.":
+    """Every mapping of the default by its dotted key, but for those whose keys are free."""
+    if prefix not in ("models.", "dpsgd.known."):
         yield prefix, tree
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -14,6 +14,7 @@ from paramscope.config.curvature import (
     Kfac,
     Spotcheck,
 )
+from paramscope.config.dpsgd import Dpsgd
 from paramscope.config.geometry import ActivationSparsity, Embedding, Partition
 from paramscope.config.kinds import Model, Name, Planted, Scratch
 from paramscope.config.response import Membership, Prm
@@ -21,6 +22,7 @@ from paramscope.config.section import Section, inconsistent
 from paramscope.config.text import Base, Corpus, Target
 from paramscope.names import CONTROLS
 
+STUDY_FOLDERS = ("dpsgd", "memory", "benchmarks")  # under results/, beside the models'
 JUDGES = 10  # members, and non-members, that attacks are judged on at the least
 
 
@@ -77,6 +79,7 @@ class Config(Section):
     membership: Membership = Membership()
     prm: Prm = Prm()
     compression: Compression = Compression()
+    dpsgd: Dpsgd = Dpsgd()
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -207,6 +210,25 @@ def _responses_have_partitions(config: Config) -> None:
         )
 
 
+def _private_steps_can_be_drawn(config: Config) -> None:
+    members, batch = config.corpus.documents.member, config.dpsgd.finetuning.batch
+    if batch > members:
+        raise inconsistent(
+            "dpsgd.finetuning.batch",
+            batch,
+            f"and corpus.documents.member is {members}",
+            f"give at most {members}",
+        )
+
+
+def _models_leave_folders_alone(config: Config) -> None:
+    taken = next((name for name in STUDY_FOLDERS if name in config.models), None)
+    if taken is not None:
+        raise inconsistent(
+            "models", taken, "and results/ has a folder of that name", "call the model otherwise"
+        )
+
+
 CHECKS: tuple[Callable[[Config], None], ...] = (
     _model_is_known,
     _replicates_are_other_seeds,
@@ -217,4 +239,6 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _units_have_neighbors,
     _default_rule_is_made,
     _responses_have_partitions,
+    _private_steps_can_be_drawn,
+    _models_leave_folders_alone,
 )

@@ -49,33 +49,40 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def _section(section: Section, indent: int) -> list[str]:
+def _section(section: Section, indent: int, again: bool = False) -> list[str]:
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        described = field.description or ""
+        described = "" if again else field.description or ""
         if isinstance(value, Section):
             lines += _block(name, value, indent)
         elif isinstance(value, dict):
             lines += ["", *_comment(described, indent), f"{' ' * indent}{name}:"]
+            kinds: set[type] = set()
             for key, entry in value.items():
-                lines += _block(key, entry, indent + 2)
-            lines += [_as_comment(line, indent + 2) for line in _block(*EXAMPLE, indent + 2)]
+                lines += _block(key, entry, indent + 2, again=type(entry) in kinds)
+                kinds.add(type(entry))
+            if name == "models":
+                lines += [_as_comment(line, indent + 2) for line in _block(*EXAMPLE, indent + 2)]
         else:
             lines += _entry(f"{' ' * indent}{name}: {_inline(value)}", described, indent)
     return lines
 
 
-def _block(name: str, section: Section, indent: int) -> list[str]:
-    described = " ".join((type(section).__doc__ or "").split())
+def _block(name: str, section: Section, indent: int, again: bool = False) -> list[str]:
+    """A section under its name; told of what it is unless one of its kind stands above it."""
+    described = "" if again else " ".join((type(section).__doc__ or "").split())
     heading = [*_comment(described, indent), f"{' ' * indent}{name}:"]
-    return ([""] if indent == 0 else []) + heading + _section(section, indent + 2)
+    return ([""] if indent == 0 else []) + heading + _section(section, indent + 2, again)
 
 
 def _entry(text: str, described: str, indent: int) -> list[str]:
     """A value with its description beside it, or above it where the value is long."""
     if len(text) > BESIDE - 2:
-        return [*_comment(described, indent), text]
+        items = wrap(text, WIDTH, subsequent_indent=" " * (indent + 2), break_on_hyphens=False)
+        return [*_comment(described, indent), *items]
+    if not described:
+        return [text]
     first, *rest = wrap(described, WIDTH - BESIDE - 2)
     return [f"{text:<{BESIDE}}# {first}", *(f"{'':<{BESIDE}}# {line}" for line in rest)]
 

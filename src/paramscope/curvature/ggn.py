@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from paramscope.curvature.passes import Drawn, Passes
 from paramscope.models.sequences import Sequences
-from paramscope.persample.graphs import Graph, Take
 from paramscope.persample.embedding import without_padding
+from paramscope.persample.graphs import Graph, Take
 from paramscope.persample.layers import add_squares
 from paramscope.persample.precision import accumulator
 from paramscope.persample.tied_head import cross_term
