@@ -17,6 +17,7 @@ for Kronecker factors.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +211,7 @@ def normalization_gradients(
     if a.device.type == "cpu":  # what is normalised is then multiplied and summed in cache
         chunk_bytes = min(chunk_bytes, TILE_BYTES)
     gains = accumulator(g, len(g), g.shape[-1])
-    for samples, tokens in blocks(len(a), a.shape[1], 4 * a[:1, :1].numel(), chunk_bytes):
+    for samples, tokens in blocks(len(a), a.shape[1], 4 * prod(a.shape[2:]), chunk_bytes):
         part = normalized(module, a[samples, tokens])
         gains[samples] += normalization.gain_gradients(part, g[samples, tokens])
     return _owned(module, {"weight": gains, "bias": normalization.shift_gradients(g)})

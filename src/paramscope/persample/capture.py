@@ -109,6 +109,7 @@ class Captured:
 
             def hand_over() -> None:
                 del self._unfinished[name]
+                calls.hand_over = _nothing  # or it and `calls` would hold each other
                 pairs = [calls.pairs[i] for i in sorted(calls.pairs)]
                 calls.pairs.clear()
                 a, g = (_joined(part) for part in zip(*pairs, strict=True))
@@ -135,13 +136,17 @@ class Captured:
         return tap
 
 
+def _nothing() -> None:
+    """What there is to hand over before a backward."""
+
+
 @dataclass
 class _Calls:
     """One module's calls in a forward, and their pairs as a backward brings them."""
 
     made: int = 0
     pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    hand_over: Callable[[], None] = lambda: None
+    hand_over: Callable[[], None] = _nothing
 
 
 class _Tap(torch.autograd.Function):
