@@ -124,3 +124,26 @@ rule benchmark_compression:
     shell:
         "python -m tests.benchmarks.compression {output} --model {params.target}"
         " --calibration {input.calibration} --seed {params.seed} > {log} 2>&1"
+
+
+rule benchmark_dpsgd:
+    input:
+        scripts=expand("tests/benchmarks/dpsgd{part}.py", part=["", "_job"]),
+    output:
+        "results/benchmarks/dpsgd.json",
+    params:
+        code=code_digest("dpsgd.methods", "dpsgd.profile"),
+        seed=config["seed"],
+    log:
+        "logs/benchmark_dpsgd.log",
+    benchmark:
+        "benchmarks/benchmark_dpsgd.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    message:
+        "clipping methods beside plain training and Opacus, in processes of their own"
+    shell:
+        "python -m tests.benchmarks.dpsgd {output} --seed {params.seed} > {log} 2>&1"

@@ -6,9 +6,10 @@ import torch
 from paramscope.artifacts.profiles import of_workload
 from paramscope.artifacts.records import read_record
 from paramscope.cli.dpsgd_profile import dpsgd_profile
+from paramscope.dpsgd.cases import Case
 from paramscope.dpsgd.methods import Options
 from paramscope.dpsgd.privacy import Privacy
-from paramscope.dpsgd.profile import POINTS, Case, measure, predict
+from paramscope.dpsgd.profile import POINTS, measure, predict
 from paramscope.dpsgd.variants import variant_of
 from paramscope.dpsgd.workloads import FAMILIES, Workload
 from paramscope.errors import RequestError

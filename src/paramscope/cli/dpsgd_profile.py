@@ -54,8 +54,9 @@ def dpsgd_profile(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.dpsgd.cases import Case
     from paramscope.dpsgd.privacy import Privacy
-    from paramscope.dpsgd.profile import Case, measure, refusal
+    from paramscope.dpsgd.profile import measure, refusal
     from paramscope.dpsgd.profile import predict as predicted
     from paramscope.dpsgd.variants import variant_of
     from paramscope.dpsgd.workloads import Workload

@@ -5,12 +5,11 @@ tensors memory is computed without a value in it, and there is no time.
 """
 
 import gc
-import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.devices import describe_device
-from paramscope.dpsgd.methods import Method, Options, Step, make_method, make_step
+from paramscope.dpsgd.cases import Case, build, iterate
 from paramscope.dpsgd.parts import LOGITS, NORMS, STASH
-from paramscope.dpsgd.privacy import Privacy
-from paramscope.dpsgd.workloads import Workload, described, new_batch, new_model
+from paramscope.dpsgd.workloads import described, new_model
 from paramscope.errors import RequestError
 from paramscope.models.faking import faked
-from paramscope.models.sequences import Sequences
 from paramscope.nvml import gpu_memory
 from paramscope.tracker import (
     ACTIVATIONS,
@@ -51,47 +48,13 @@ POINTS = 600  # of a timeline at most
 TRACKED = 3  # iterations after the warm-up
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is profiled.
-
-    Attributes:
-        workload: model and batch.
-        method: name of the clipping method.
-        options: its options.
-        privacy: C and σ; the workload's batch is the logical one.
-        dtype: the weights' format.
-        trainable: regular expression of the names of parameters that are trained.
-        seed: of weights, tokens and noise.
-    """
-
-    workload: Workload
-    method: str
-    options: Options
-    privacy: Privacy
-    dtype: torch.dtype
-    trainable: str
-    seed: int
-
-
-@dataclass
-class _Training:
-    """All that takes steps."""
-
-    model: PreTrainedModel
-    method: Method
-    optimizer: torch.optim.Optimizer
-    step: Step
-    batch: Sequences
-
-
 def measure(case: Case, device: torch.device, warmup: int, iterations: int) -> dict[str, Any]:
     """The profile of a case on `device`, as a record; see `predict` for one without a run.
 
     Raises:
         RequestError: the method can't do the workload.
     """
-    tracked = _tracked(case, device, warmup)
+    tracked = count(case, device, warmup)
     gc.collect()
     timed = _timed(case, device, warmup, iterations)
     if device.type == "cuda":
@@ -110,45 +73,13 @@ def predict(case: Case, warmup: int = 1) -> dict[str, Any]:
     if case.method in ("opacus_hooks", "opacus_ghost"):
         raise RequestError(f"method {case.method} runs on real tensors alone")
     with faked():
-        record = _tracked(case, torch.device("cpu"), warmup)
+        record = count(case, torch.device("cpu"), warmup)
     none: dict[str, Any] = {"iterations": [], "timing": None, "reserved_bytes": None, "nvml": None}
     return record | none | {"device": "fake tensors", "predicted": True}
 
 
-def _build(
-    case: Case, device: torch.device, told: Callable[[str], None], tracker: Any
-) -> _Training:
-    model = new_model(case.workload, case.dtype, device, case.seed)
-    _choose_trained(model, case.trainable)
-    batch = new_batch(case.workload, device, case.seed)
-    if tracker is not None:
-        tracker.register(model.parameters()).register(model.buffers(), "buffers")
-        tracker.register([batch.ids, batch.lengths])
-    told("0_model_loaded")
-    method = make_method(case.method, model, case.privacy, case.options, tracker)
-    told("1_wrapped_with_dp")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    step = make_step(method, model, optimizer, case.privacy, case.seed)
-    if tracker is not None:
-        tracker.watch(model, optimizer)
-    told("2_optimizer_created")
-    return _Training(model, method, optimizer, step, batch)
-
-
-def _choose_trained(model: PreTrainedModel, pattern: str) -> None:
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise RequestError(f"trainable '{pattern}' is no regular expression: {error}") from error
-    names = [name for name, _ in model.named_parameters()]
-    if not any(wanted.search(name) for name in names):
-        raise RequestError(f"trainable '{pattern}' names no parameter; one is {names[0]}")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(wanted.search(name)))
-
-
-def _tracked(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
+def count(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
+    """The memory of a case: snapshots, peak, its parts, and the last iteration's timeline."""
     snapshots: list[dict[str, Any]] = []
     tracker = MemoryTracker(
         timeline=True,
@@ -161,13 +92,13 @@ def _tracked(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
         snapshots.append({"name": name, **_now(device)})
 
     with tracker:
-        training = _build(case, device, told, tracker)
+        training = build(case, device, told, tracker)
         for _ in range(warmup):
-            _iterate(training, lambda name: None)
+            iterate(training)
         told("3_after_warmup")
         tracker.reset_peak()
         for i in tqdm(range(TRACKED), desc="counting memory", unit="iteration"):
-            _iterate(training, lambda name, i=i: told(f"iter{i}_{name}"))  # type: ignore[misc]
+            iterate(training, lambda name, i=i: told(f"iter{i}_{name}"))  # type: ignore[misc]
     peak, timeline = tracker.peak, tracker.timeline()
     for snapshot, mark in zip(snapshots, timeline.marks, strict=True):
         snapshot["by_part"] = by_part(mark.by_category)
@@ -246,13 +177,13 @@ def _timed(case: Case, device: torch.device, warmup: int, iterations: int) -> di
     with ExitStack() as stack:
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        training = _build(case, device, lambda name: None, None)
+        training = build(case, device)
         bar = stack.enter_context(tqdm(total=warmup + iterations, desc="timing", unit="iteration"))
         for i in range(warmup + iterations):
             if i == warmup and device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             times = [_clock(device)]
-            _iterate(training, lambda name: times.append(_clock(device)))  # noqa: B023  # at once
+            iterate(training, lambda name: times.append(_clock(device)))  # noqa: B023  # at once
             bar.update()
             if i >= warmup:
                 _, *parts = np.diff(times)
@@ -278,17 +209,6 @@ def _timed(case: Case, device: torch.device, warmup: int, iterations: int) -> di
         "max_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
         "nvml": gpu_memory(device),
     }
-
-
-def _iterate(training: _Training, told: Callable[[str], None]) -> None:
-    told("before_forward")
-    training.method.forward(training.batch)
-    told("after_forward")
-    training.method.backward()
-    told("after_backward")
-    training.step.step()
-    training.step.zero_grad()
-    told("after_step")
 
 
 def _clock(device: torch.device) -> float:
