@@ -85,6 +85,6 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < T:
         raise RequestError(f"sequences of {T} tokens, but the model has {limit} positions")
-    positions = torch.arange(T, device=ids.device).expand(B, T)
+    positions = torch.arange(T, device=ids.device).repeat(B, 1)
     output: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     return output
