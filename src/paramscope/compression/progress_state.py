@@ -1,6 +1,5 @@
 """The file that a finetuning which was cut off goes on from, bit by bit."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,8 @@ from paramscope.compression.masked_adamw import MaskedAdamW
 from paramscope.compression.schedule import Schedule
 from paramscope.compression.signed_zeros import kept_state, restore_kept
 from paramscope.errors import ArtifactError
+from paramscope.models import saved_state
+from paramscope.models.saved_state import named, optimizer_state, part_of, restore_optimizer
 from paramscope.models.sequences import Sequences
 
 
@@ -48,16 +49,9 @@ def fingerprint(
     models: Iterable[PreTrainedModel | None],
 ) -> str:
     """SHA-256 of all that decides a finetuning: the masks are in the marked model's bits."""
-    digest = hashlib.sha256(json.dumps([asdict(schedule), seed], sort_keys=True).encode())
     parts = [[text.ids, text.lengths] for text in texts]
     parts += [[] if model is None else [*model.parameters()] for model in models]
-    for tensors in parts:
-        digest.update(f"{len(tensors)} tensors".encode())
-        for tensor in tensors:
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return saved_state.fingerprint([asdict(schedule), seed], parts)
 
 
 def save_progress(
@@ -70,14 +64,9 @@ def save_progress(
 ) -> None:
     """Write all that `load_progress` needs, whole or not at all."""
     plain = {name: value for name, value in vars(progress).items() if name != "best"}
-    tensors = {f"weights.{name}": value for name, value in kept_state(model, masks).items()}
-    tensors |= {f"best.{name}": value for name, value in progress.best.items()}
-    tensors |= {
-        f"optimizer.{i}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for i, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    tensors |= {f"random.{name}": value for name, value in _random_state().items()}
+    tensors = named("weights", kept_state(model, masks)) | named("best", progress.best)
+    tensors |= named("optimizer", optimizer_state(optimizer))
+    tensors |= named("random", _random_state())
     made_by = provenance("compression.finetune", {"identity": identity})
     write_tensors(path, {"identity": identity, "progress": json.dumps(plain), **tensors}, made_by)
 
@@ -100,25 +89,12 @@ def load_progress(
             f"{path}: is of a finetuning with another schedule, seed, mask, model or text (to "
             "train on, or to judge by); delete it to begin anew"
         )
-    restore_kept(model, masks, _part(content, "weights"))
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in _part(content, "optimizer").items():
-        i, _, key = name.partition(".")
-        state.setdefault(int(i), {})[key] = int(value) if key == "step" else value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for name, value in _part(content, "random").items():
+    restore_kept(model, masks, part_of(content, "weights"))
+    restore_optimizer(optimizer, part_of(content, "optimizer"))
+    for name, value in part_of(content, "random").items():
         _set_random_state(name, value)
-    best = {name: value.clone() for name, value in _part(content, "best").items()}
+    best = {name: value.clone() for name, value in part_of(content, "best").items()}
     return Progress(best, **json.loads(content["progress"]))
-
-
-def _part(content: Mapping[str, Any], part: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{part}."): value
-        for name, value in content.items()
-        if name.startswith(f"{part}.")
-    }
 
 
 def _random_state() -> dict[str, Tensor]:
