@@ -36,8 +36,8 @@ MODULES = ("dpsgd.methods", "dpsgd.profile")
 
 def dpsgd(
     output: Annotated[Path, Argument(help="JSON to write.")],
-    rounds: Annotated[int, Option(min=1, help="Processes of each method and shape.")] = 3,
-    steps: Annotated[int, Option(min=3, help="Timed steps a process, of both.")] = 12,
+    rounds: Annotated[int, Option(min=1, help="Processes of each method and shape.")] = 1,
+    steps: Annotated[int, Option(min=3, help="Timed steps a process, of both.")] = 16,
     hidden: Annotated[int, Option(help="Width of the Llama at random weights.")] = 256,
     layers: Annotated[int, Option(help="Its layers.")] = 4,
     threads: Annotated[int, Option(min=1, help="CPU threads within operations.")] = 2,
