@@ -43,6 +43,8 @@ SECTIONS = {
     "kfac": DEFAULT["kfac"],
     "directions": DEFAULT["kfac"],
     "units": {"granularity": DEFAULT["partition"]["granularity"]},
+    "dpsgd_profile": DEFAULT["dpsgd"] | DEFAULT["dpsgd"]["known"]["decoder-small"],
+    "dp_finetune": DEFAULT["dpsgd"]["finetuning"],
 }
 SHARED = {name: DEFAULT[name] for name in ("seed", "length", "device", "dtype")}
 
@@ -50,7 +52,7 @@ SHARED = {name: DEFAULT[name] for name in ("seed", "length", "device", "dtype")}
 @pytest.mark.parametrize("stage", SECTIONS)
 def test_defaults_are_the_configurations(stage):
     command = getattr(importlib.import_module(f"paramscope.cli.{stage}"), stage)
-    expected = SECTIONS[stage] | SHARED
+    expected = SHARED | SECTIONS[stage]
     checked = 0
     for name, parameter in inspect.signature(command).parameters.items():
         if parameter.default is not inspect.Parameter.empty and name in expected:

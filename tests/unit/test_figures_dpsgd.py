@@ -354,7 +354,7 @@ def test_privacy_and_utility_are_the_records_rows():
     for row, bound, shade in zip(private, bounds, shades, strict=True):
         ((left, low), (right, high)) = bound.get_segments()[0]
         assert last < left < row["epsilon"] < right
-        assert low == high == row["auc_bound"] == shade.get_paths()[0].vertices[:, 1].min()
+        assert low == high == row["auc_bound_one_run"] == shade.get_paths()[0].vertices[:, 1].min()
         last = right
     assert set(with_gid(leak, "chance")[0].get_ydata()) == {0.5}
     assert "δ = 0.003; attack: loss" in said(figures()["utility"])

@@ -24,6 +24,7 @@ LIBRARIES = {
     "statsmodels": "statsmodels",
     "umap": "umap-learn",
     "matplotlib": "matplotlib",
+    "opacus": "opacus",
     "PIL": "pillow",
 }
 

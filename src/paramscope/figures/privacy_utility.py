@@ -47,7 +47,8 @@ def privacy_utility(record: Mapping[str, Any], model: str) -> Figure:
 
     Args:
         record: delta, n_members, attack and rows, each with name, epsilon (0 for the base,
-            null for the target), perplexity, auc, both with _low and _high, and auc_bound.
+            null for the target), perplexity, auc, both with _low and _high, and
+            auc_bound_one_run.
         model: what the title calls the model.
 
     Raises:
@@ -147,7 +148,7 @@ def _perplexity(axes: Axes, rows: Sequence[Row]) -> None:
 def _bound(axes: Axes, private: Sequence[Row], rows: Sequence[Row]) -> bool:
     """What (ε, δ) rules out of each private model, a column from its bound up; whether any is."""
     known = [
-        (float(row["epsilon"]), row["auc_bound"]) for row in private if row["auc_bound"] is not None
+        (float(row["epsilon"]), row["auc_bound_one_run"]) for row in private if row["auc_bound_one_run"] is not None
     ]
     keys = ("auc", "auc_low", "auc_high")
     values = [row[key] for row in rows for key in keys if row[key] is not None]
