@@ -67,6 +67,7 @@ STAGES = (
     "dpsgd_profile",
     "dp_finetune",
     "privacy_scores",
+    "device",
 )
 
 app = typer.Typer(

@@ -2,7 +2,7 @@
 
 A device's memory is what the system or torch tells of it, which is less than what is sold:
 a GPU's driver keeps a part (`nvidia-smi` tells 81,559 MiB of an H100 and 81,920 MiB of an
-A100, modal-labs/modal-client#2797, and torch some 500 to 900 MiB less). Of several figures
+A100, modal-labs/modal-client#2797, and torch some 500 to 800 MiB less). Of several figures
 that users report, the least stands.
 
 What a plan may use is that memory, less what the system holds beside the run, less a margin.

@@ -106,7 +106,7 @@ def main_memory(root: Path = ROOT) -> LocalDevice:
     total, available = _memory(root)
     groups, unread = cgroup_limits(root)
     limits = sorted([*groups, *resource_limits(root)], key=lambda limit: limit.bytes)
-    rooms = [limit.room_bytes for limit in limits if limit.room_bytes is not None]
+    rooms = [limit.bytes if limit.room_bytes is None else limit.room_bytes for limit in limits]
     wsl = under_wsl(root)
     notes = [f"{path} can't be read: a limit that it sets is not known" for path in unread]
     if wsl:
@@ -213,7 +213,7 @@ def _memory_groups(root: Path) -> list[tuple[int, Path, PurePosixPath]]:
         top, point = [*fields.split(" "), "", "", "", "", ""][3:5]
         if kind == "cgroup2":
             mounts.setdefault(2, (top, point))
-        elif kind == "cgroup" and "memory" in options.split(",") + options.split(" ")[-1].split(","):
+        elif kind == "cgroup" and "memory" in options.split(","):
             mounts.setdefault(1, (top, point))
     mounts = {1: ("/", "/sys/fs/cgroup/memory"), 2: ("/", "/sys/fs/cgroup")} | mounts
     groups = []
