@@ -89,11 +89,12 @@ def dpsgd(
     record = about | {"goals": [goal.record() for goal in reached], "cases": cases}
     write_record(output, record, made_by)
     for case in cases:
+        error = case["gradient_error"]
         print(
             f"T {case['tokens']:<5} B {case['samples']}  {case['method']:24}"
             f"time {case['time']['median']:.2f} [{case['time']['low']:.2f}, "
-            f"{case['time']['high']:.2f}]  peak {case['memory']:.3f}  "
-            f"gradient error {case['gradient_error']:.1e}"
+            f"{case['time']['high']:.2f}]  peak {case['memory']:.3f}"
+            + ("" if error is None else f"  gradient error {error:.1e}")
         )
     for goal in (goal.record() for goal in reached):
         mark = {True: "met", False: "MISSED", None: "?"}[goal["met"]]
@@ -112,7 +113,7 @@ def summary(runs: list[dict]) -> dict:
         "plain_s": statistics.median(s for run in runs for s in run["plain_s"]),
         "memory": runs[0]["peak_bytes"] / runs[0]["plain_peak_bytes"],
         "peak_bytes": runs[0]["peak_bytes"],
-        "gradient_error": max(errors),
+        "gradient_error": max(errors, default=None),
     }
 
 

@@ -48,23 +48,18 @@ class Noise:
             if not parameter.grad.is_contiguous():
                 parameter.grad = parameter.grad.contiguous()
             flat.append(parameter.grad.view(-1))
-        self._add(flat, privacy.noise_multiplier * privacy.max_norm)
-        for gradient in flat:
-            gradient.div_(privacy.expected_batch)
-
-    def _add(self, flat: list[Tensor], deviation: float) -> None:
-        if not deviation:
-            return
+        deviation = privacy.noise_multiplier * privacy.max_norm
+        expected = privacy.expected_batch
         if len(self._generators) == 1 or any(_fake(gradient) for gradient in flat):
             for gradient in flat:
-                _add_noise(gradient, deviation, self._generators[0])
+                _finish(gradient, deviation, expected, self._generators[0])
             return
         parts = [part for gradient in flat for part in gradient.split(PART)]
 
         def draw(lane: int) -> None:
             with torch.no_grad():  # a thread's own setting
                 for part in parts[lane :: len(self._generators)]:
-                    _add_noise(part, deviation, self._generators[lane])
+                    _finish(part, deviation, expected, self._generators[lane])
 
         with ThreadPoolExecutor(min(torch.get_num_threads(), len(self._generators))) as threads:
             list(threads.map(draw, range(len(self._generators))))
@@ -79,11 +74,13 @@ class Noise:
             generator.set_state(own)
 
 
-def _add_noise(part: Tensor, deviation: float, generator: torch.Generator) -> None:
-    """Noise in float32 at least, whatever the gradient's format."""
-    wide = torch.promote_types(part.dtype, torch.float32)
-    noise = torch.empty(part.shape, dtype=wide, device=part.device)
-    part.add_(noise.normal_(0.0, deviation, generator=None if _fake(part) else generator))
+def _finish(part: Tensor, deviation: float, expected: float, generator: torch.Generator) -> None:
+    """Add noise, drawn in float32 at least whatever the gradient's format, and divide."""
+    if deviation:
+        wide = torch.promote_types(part.dtype, torch.float32)
+        noise = torch.empty(part.shape, dtype=wide, device=part.device)
+        part.add_(noise.normal_(0.0, deviation, generator=None if _fake(part) else generator))
+    part.div_(expected)
 
 
 def _fake(tensor: Tensor) -> bool:

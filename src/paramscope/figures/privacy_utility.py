@@ -148,7 +148,9 @@ def _perplexity(axes: Axes, rows: Sequence[Row]) -> None:
 def _bound(axes: Axes, private: Sequence[Row], rows: Sequence[Row]) -> bool:
     """What (ε, δ) rules out of each private model, a column from its bound up; whether any is."""
     known = [
-        (float(row["epsilon"]), row["auc_bound_one_run"]) for row in private if row["auc_bound_one_run"] is not None
+        (float(row["epsilon"]), row["auc_bound_one_run"])
+        for row in private
+        if row["auc_bound_one_run"] is not None
     ]
     keys = ("auc", "auc_low", "auc_high")
     values = [row[key] for row in rows for key in keys if row[key] is not None]
