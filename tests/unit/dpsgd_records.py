@@ -148,8 +148,8 @@ def utility(epsilons=(0.5, 1.0, 2.0, 4.0, 8.0), delta=0.003):
             "name": name, "epsilon": epsilon, "noise_multiplier": None if bound in (0.5, None)
             else 2.0 / epsilon**0.5, "perplexity": perplexity, "perplexity_low": 0.97 * perplexity,
             "perplexity_high": 1.03 * perplexity, "auc": auc, "auc_low": auc - 0.045,
-            "auc_high": auc + 0.045, "auc_bound": bound, "auc_bound_one_run": bound, "tpr_at_1": 0.01 + 0.1 * share,
-            "steps": steps,
+            "auc_high": auc + 0.045, "auc_bound": bound, "auc_bound_one_run": bound,
+            "tpr_at_1": 0.01 + 0.1 * share, "steps": steps,
         }  # fmt: skip
 
     rows = [row("base", 0.0, 0.0, 0.5, 0)]
