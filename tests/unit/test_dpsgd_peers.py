@@ -157,3 +157,12 @@ def test_bf16_norms_are_near_those_of_float32(sequences):
     assert told.norms.dtype == torch.float32
     # bfloat16 has 8 bits: some 2⁻⁸ a number, and a few layers' errors one after another
     torch.testing.assert_close(told.norms, right.norms, rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "bk", "per_layer", "flash", "ghost", "micro"])
+def test_a_forward_of_nothing_is_refused(name, sequences):
+    method = make_method(name, make_tiny("opt", tied=True), Privacy(1.0, 0.0, 1.0))
+    with pytest.raises(RequestError, match="a forward of 0 samples"):
+        method.forward(sequences[:0])
+    with pytest.raises(RequestError, match="backward came without a forward"):
+        method.backward()

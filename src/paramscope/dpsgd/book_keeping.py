@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paramscope.dpsgd.losses import add_head_gradient, head_chunks, new_losses
+from paramscope.dpsgd.losses import add_head_gradient, check_samples, head_chunks, new_losses
 from paramscope.dpsgd.parts import LOGITS, NORMS, STASH, Accounts
 from paramscope.dpsgd.plain import Micro, Pass
 from paramscope.dpsgd.privacy import Clipped, clip_factors, finite_samples
@@ -91,7 +91,11 @@ class BookKeeping:
         """Run the model on a batch, the head's own backward included.
 
         The gradient of a sample that is alone is the plain one, so that is what it takes.
+
+        Raises:
+            RequestError: there are no samples.
         """
+        check_samples(batch)
         if len(batch) == 1 and not self.by_layer:
             chunk = self.chunk_tokens or batch.ids.shape[1]
             through = Pass(self.model, self.accounts, chunk, self.checkpoint)

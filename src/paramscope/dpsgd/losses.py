@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from paramscope.dpsgd.parts import LOGITS, Accounts
+from paramscope.errors import RequestError
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
 from paramscope.persample.precision import accumulator, wide
@@ -17,7 +18,12 @@ IGNORED = -100  # label of a token that nothing is predicted after
 
 
 def sample_losses(model: PreTrainedModel, batch: Sequences, accounts: Accounts) -> Tensor:
-    """Mean negative log-likelihood a predicted token of each sample, [B], with a graph."""
+    """Mean negative log-likelihood a predicted token of each sample, [B], with a graph.
+
+    Raises:
+        RequestError: there are no samples.
+    """
+    check_samples(batch)
     scores = logits(model, batch.ids)
     with accounts.scope(LOGITS):
         labels = _labels(batch)
@@ -28,6 +34,19 @@ def sample_losses(model: PreTrainedModel, batch: Sequences, accounts: Accounts) 
                 made.register_hook(lambda gradient: _tell(gradient, accounts))
         tokens = F.nll_loss(log_p, labels.flatten(), ignore_index=IGNORED, reduction="none")
         return tokens.view(labels.shape).sum(1) / (batch.lengths - 1)
+
+
+def check_samples(batch: Sequences) -> None:
+    """Refuse a forward of nothing.
+
+    Raises:
+        RequestError: the batch has no samples.
+    """
+    if not len(batch):
+        raise RequestError(
+            "a forward of 0 samples; a logical batch that chance left empty takes none: its step "
+            "adds noise alone"
+        )
 
 
 def _tell(gradient: Tensor, accounts: Accounts) -> None:

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paramscope.dpsgd.losses import add_head_gradient, head_chunks, new_losses, sample_losses
+from paramscope.dpsgd.losses import (
+    add_head_gradient,
+    check_samples,
+    head_chunks,
+    new_losses,
+    sample_losses,
+)
 from paramscope.dpsgd.parts import LOGITS, NORMS, Accounts
 from paramscope.dpsgd.privacy import Clipped, clip_factors
 from paramscope.dpsgd.trained import check_private
@@ -40,7 +46,12 @@ class Pass:
     _head: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 
     def forward(self, batch: Sequences) -> Tensor:
-        """The samples' losses, [B]; with chunks, the head's own backward is done with it."""
+        """The samples' losses, [B]; with chunks, the head's own backward is done with it.
+
+        Raises:
+            RequestError: there are no samples.
+        """
+        check_samples(batch)
         with ExitStack() as stack:
             if self.checkpoint:
                 stack.enter_context(checkpointed(self.model))
@@ -106,7 +117,7 @@ class Vanilla:
 
     def backward(self) -> None:
         """Add the gradient of the mean loss to `.grad`."""
-        self.through.backward(1 / len(self._losses))
+        self.through.backward(1 / max(1, len(self._losses)))
 
 
 @dataclass
@@ -127,12 +138,23 @@ class Micro:
         self._losses: list[Tensor] = []
 
     def forward(self, batch: Sequences) -> None:
-        """Run the model on the first sample; the others follow in `backward`."""
+        """Run the model on the first sample; the others follow in `backward`.
+
+        Raises:
+            RequestError: there are no samples.
+        """
+        check_samples(batch)
         self._samples = [batch[s : s + 1] for s in range(len(batch))]
         self._losses = [self.through.forward(self._samples.pop(0))]
 
     def backward(self) -> Clipped:
-        """Go back a sample at a time, and add the clipped sum to `.grad`."""
+        """Go back a sample at a time, and add the clipped sum to `.grad`.
+
+        Raises:
+            RequestError: there was no forward.
+        """
+        if not self._losses:
+            raise RequestError("backward came without a forward")
         sums = [parameter.grad for parameter in self.trained]
         found: list[Tensor] = []
         accounts = self.through.accounts
@@ -160,7 +182,7 @@ class Micro:
         for parameter, total in zip(self.trained, sums, strict=True):
             parameter.grad = total
         squared_norms = torch.stack(found)
-        losses = torch.cat(self._losses)
+        losses, self._losses = torch.cat(self._losses), []
         return Clipped(losses, squared_norms.sqrt(), clip_factors(squared_norms, self.max_norm))
 
 
