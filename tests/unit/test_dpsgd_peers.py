@@ -166,3 +166,32 @@ def test_a_forward_of_nothing_is_refused(name, sequences):
         method.forward(sequences[:0])
     with pytest.raises(RequestError, match="backward came without a forward"):
         method.backward()
+
+
+@pytest.mark.parametrize("options", [Options(), Options(checkpoint=True)])
+@pytest.mark.parametrize("name", ["bk", "per_layer", "flash", "ghost", "micro"])
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_step_that_was_not_finished_is_not_in_the_next(name, fails, options, sequences):
+    model = make_tiny("opt", tied=True)
+    C = median_norm(model, sequences)
+    expected, _ = run(model, name, sequences, C, options)
+    method = make_method(name, model, Privacy(C, 0.0, 1.0), options)
+
+    def broken(*arguments):
+        raise MemoryError
+
+    def spoil(module, args, output):
+        output.register_hook(broken)
+
+    spoiled = model.model.decoder.layers[0].fc1.register_forward_hook(spoil)
+    method.forward(sequences[:4])
+    if fails == "backward":
+        with pytest.raises(MemoryError):
+            method.backward()
+        model.zero_grad(set_to_none=True)
+    spoiled.remove()
+    method.forward(sequences)
+    method.backward()
+    found = [p.grad for p in model.parameters()]
+    for own, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, right, **EXACT)

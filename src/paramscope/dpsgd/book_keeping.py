@@ -44,7 +44,6 @@ class _Forward:
         gradient: the samples' losses' gradient by it.
         losses: of the samples, [B].
         head: what is kept of the head, if it is trained.
-        ids: the batch's, [B, T].
     """
 
     stack: ExitStack
@@ -53,7 +52,6 @@ class _Forward:
     gradient: Tensor
     losses: Tensor
     head: HeadKept | None
-    ids: Tensor
 
 
 @dataclass
@@ -96,6 +94,7 @@ class BookKeeping:
             RequestError: there are no samples.
         """
         check_samples(batch)
+        self._forget()
         if len(batch) == 1 and not self.by_layer:
             chunk = self.chunk_tokens or batch.ids.shape[1]
             through = Pass(self.model, self.accounts, chunk, self.checkpoint)
@@ -110,9 +109,7 @@ class BookKeeping:
             captured = stack.enter_context(capture(self.model, (B, T), owners=self.trained.layers))
             hidden = last_hidden(self.model, batch.ids)
             head, gradient, losses = self._head(hidden.detach(), batch)
-            self._pending = _Forward(
-                stack.pop_all(), captured, hidden, gradient, losses, head, batch.ids
-            )
+            self._pending = _Forward(stack.pop_all(), captured, hidden, gradient, losses, head)
 
     def backward(self) -> Clipped:
         """Go back, and add the clipped sum to the `.grad` of the trained parameters.
@@ -145,6 +142,14 @@ class BookKeeping:
         while self._stashes:
             self._write(self._stashes.pop(), factors, samples)
         return Clipped(losses, norms, factors)
+
+    def _forget(self) -> None:
+        """Let go of a step that was not finished: one that failed must not be in the next."""
+        if self._pending is not None:
+            self._pending.stack.close()
+        self._alone = self._pending = None
+        self._stashes.clear()
+        self._squared.clear()
 
     def _go_back(self, pending: _Forward) -> None:
         def receive(name: str, module: nn.Module, a: Tensor, g: Tensor) -> None:

@@ -52,6 +52,10 @@ class Pass:
             RequestError: there are no samples.
         """
         check_samples(batch)
+        self._head.clear()
+        if self._stack is not None:  # of a step that was not finished
+            self._stack.close()
+            self._stack = None
         with ExitStack() as stack:
             if self.checkpoint:
                 stack.enter_context(checkpointed(self.model))

@@ -50,7 +50,14 @@ class TwoBackwards:
         self._pending: tuple[ExitStack, Captured, Tensor] | None = None
 
     def forward(self, batch: Sequences) -> None:
-        """Run the model on a batch."""
+        """Run the model on a batch.
+
+        Raises:
+            RequestError: there are no samples.
+        """
+        if self._pending is not None:  # of a step that was not finished
+            self._pending[0].close()
+            self._pending = None
         with ExitStack() as stack:
             if self.checkpoint:
                 stack.enter_context(checkpointed(self.model))
