@@ -32,15 +32,20 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
     owners = defaultdict(set)
     for name, module in model.named_modules(remove_duplicate=False):
         for own, parameter in module.named_parameters(recurse=False):
-            owners[parameter.data_ptr()].add(f"{name}.{own}")
+            owners[_place(parameter)].add(f"{name}.{own}")
     for name, module in layers.items():
-        others = owners[module.get_parameter("weight").data_ptr()] - {f"{name}.weight"}
+        others = owners[_place(module.get_parameter("weight"))] - {f"{name}.weight"}
         if others:
             raise RequestError(
                 f"{name}.weight is also {', '.join(sorted(others))}: a shared weight can't be "
                 "pruned; give each its own copy"
             )
     return layers
+
+
+def _place(parameter: Tensor) -> tuple[int, int]:
+    """Where a parameter begins in memory; asked of fake ones, too, which have no address."""
+    return parameter.untyped_storage()._cdata, int(parameter.storage_offset())
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -15,6 +15,7 @@ Saad 2007 (doi:10.1016/j.apnum.2007.01.003) for the diagonal; Pearlmutter 1994 f
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -62,6 +63,8 @@ def rademacher(size: int, seed: int) -> Tensor:
     """Independent signs ±1 with equal chances, [size], int8, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(0, 256, (-(-size // 8),), generator=generator, dtype=torch.uint8)
+    if isinstance(words, FakeTensor):
+        return torch.empty(size, dtype=torch.int8)  # no values to unpack
     bits = np.unpackbits(words.numpy(), count=size)  # a draw of 8 signs: 7 times as fast
     return torch.from_numpy(bits.view(np.int8)).mul_(2).sub_(1)
 

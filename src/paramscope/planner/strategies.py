@@ -1,0 +1,325 @@
+"""What a plan can estimate: each stage's own code, ready to run on real or fake tensors.
+
+Every stage's model is in eval mode, as the stages have it, and its text is whole: all sequences
+have full length. What makes no use of an option refuses it.
+
+These run on fake tensors: inference, a gradient, training, masked finetuning, the DP-SGD methods
+but Opacus', whose hooks make real tensors of their own, the draws of GGN and of Hutchinson, and
+pruning by magnitude, Wanda and SparseGPT. A full Hessian and its blocks are closed forms: the
+matrices alone. What NumPy holds is not counted, fake or real: Hutchinson's signs (a byte a
+parameter) and, on a CPU, a copy of the scores that pruning ranks. Where pruning asks whether
+scores are tied at its threshold, fake ones are: that takes four bytes a score more than a run
+whose scores all differ.
+
+`local_layers` looks for zeros in real gradients. On fake tensors a real model of the same layers,
+but of width 8, answers; for a family that `models.SMALL` has not, no layer counts as local, and
+the estimate is of the dearer way.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import PreTrainedModel
+
+from paramscope.compression.layers import prunable
+from paramscope.compression.masked_adamw import MaskedAdamW
+from paramscope.compression.masked_step import take_step
+from paramscope.compression.methods import prune
+from paramscope.compression.patterns import kept_of
+from paramscope.compression.schedule import Schedule
+from paramscope.compression.signed_zeros import apply_masks
+from paramscope.curvature import passes
+from paramscope.curvature.ggn import ggn_draws
+from paramscope.curvature.hutchinson import hutchinson_draws
+from paramscope.dpsgd.cases import Training, iterate
+from paramscope.dpsgd.methods import CHECKPOINTED, CHUNKED, make_method, make_step
+from paramscope.dpsgd.methods import Options as PrivateOptions
+from paramscope.dpsgd.privacy import Privacy
+from paramscope.errors import RequestError
+from paramscope.models.blocks import checkpointed
+from paramscope.models.losses import mean_loss, token_statistics
+from paramscope.models.sequences import Sequences
+from paramscope.names import DPSGD_METHODS
+from paramscope.persample.graphs import Graph
+from paramscope.planner.models import new_model, shrunk, with_layers
+from paramscope.tracker import MemoryTracker
+
+OptimizerKind = Literal["default", "plain", "foreach", "fused"]
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+STEPS = 2  # the first makes the optimizer's states, the second has them all along
+RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a strategy is run.
+
+    Attributes:
+        dtype: the weights' format.
+        batch: sequences a forward.
+        length: tokens a sequence.
+        checkpointing: keep blocks' inputs alone, and run the blocks again in the backward.
+        chunk_tokens: tokens whose logits exist at a time; 0: all.
+        optimizer: how AdamW goes through the parameters: one by one, all at once, or in a fused
+            kernel; "default" is torch's own choice, one by one on a CPU and all at once on CUDA.
+        draws: of the curvature.
+        graph: how the graph of GGN's draws is held.
+        density: share of the weights that masks keep.
+    """
+
+    dtype: str = "float32"
+    batch: int = 1
+    length: int = 512
+    checkpointing: bool = False
+    chunk_tokens: int = 0
+    optimizer: OptimizerKind = "default"
+    draws: int = 1
+    graph: Graph = "whole"
+    density: float = 0.5
+
+
+Told = Callable[[str], None]
+Run = Callable[[PreTrainedModel, Sequences, Options, MemoryTracker, Told], None]
+PRUNED = ("magnitude", "wanda", "sparsegpt")
+COMMON = ("dtype", "batch", "length")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Something to do with a model.
+
+    Attributes:
+        name: what it is called by.
+        run: what does it, all of its steps; tells of its phases.
+        takes: the options that it has beside dtype, batch and length.
+        backward: whether gradients are made.
+    """
+
+    name: str
+    run: Run
+    takes: tuple[str, ...] = ()
+    backward: bool = True
+
+
+def _inference(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    told("forward")
+    token_statistics(model, text, options.batch, moments=True)
+
+
+def _gradient(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    tracker.watch(model)
+    _to_gradient(model, text, options, told)
+
+
+def _to_gradient(model: PreTrainedModel, text: Sequences, options: Options, told: Told) -> None:
+    with checkpointed(model) if options.checkpointing else nullcontext():
+        told("forward")
+        loss = mean_loss(model, text)
+        told("backward")
+        loss.backward()
+
+
+def _training(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    optimizer = _adamw(model, options)
+    tracker.watch(model, optimizer)
+    for _ in range(STEPS):
+        _to_gradient(model, text, options, told)
+        told("step")
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _adamw(model: PreTrainedModel, options: Options) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=RATE,
+        foreach=options.optimizer == "foreach",
+        fused=options.optimizer == "fused",
+    )
+
+
+def _masked_finetune(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    masks = {
+        f"{name}.weight": _mask(layer.get_parameter("weight"), options.density)
+        for name, layer in prunable(model).items()
+    }
+    tracker.register(masks.values(), "masks")
+    told("masks")
+    apply_masks(model, masks)
+    optimizer = MaskedAdamW(model.named_parameters(), masks, lr=RATE)
+    tracker.watch(model, optimizer)
+    schedule = Schedule(
+        1, options.batch, learning_rate=RATE, checkpoint_activations=options.checkpointing
+    )
+    for _ in range(STEPS):
+        told("step")
+        take_step(model, optimizer, text, RATE, schedule, None)
+
+
+def _mask(weight: Tensor, density: float) -> Tensor:
+    """A mask of a weight's shape that keeps its first values."""
+    mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    mask.view(-1)[: kept_of(density, weight.numel())] = True
+    return mask
+
+
+def _private(method: str) -> Run:
+    def run(
+        model: PreTrainedModel,
+        text: Sequences,
+        options: Options,
+        tracker: MemoryTracker,
+        told: Told,
+    ) -> None:
+        privacy = Privacy(1.0, 1.0, options.batch)
+        asked = PrivateOptions(options.chunk_tokens, options.checkpointing)
+        made = make_method(method, model, privacy, asked, tracker)
+        optimizer = _adamw(model, options)
+        step = make_step(made, model, optimizer, privacy, 0)
+        tracker.watch(model, optimizer)
+        training = Training(model, made, optimizer, step, text)
+        for _ in range(STEPS):
+            iterate(training, told)
+
+    return run
+
+
+def _ggn(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    told("draws")
+    draws = range(options.draws)
+    with _local_told(model):
+        ggn_draws(model, text, draws, seed=0, batch_size=options.batch, graph=options.graph)
+
+
+@contextmanager
+def _local_told(model: PreTrainedModel) -> Iterator[None]:
+    """A block in which a small real model tells a fake one's local layers."""
+    if not isinstance(next(model.parameters()), FakeTensor):
+        yield
+        return
+    layers = int(model.config.num_hidden_layers)
+    look = passes.local_layers
+
+    def told(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole") -> set[str]:
+        look(model, sequence, graph)
+        small = shrunk(model.config)
+        if small is None:
+            return set()
+        with _disable_current_modes():
+            torch.manual_seed(0)
+            real = new_model(with_layers(small, 2), torch.float32)
+            return {_moved(name, 2, layers) for name in look(real, torch.arange(8) % 7)}
+
+    passes.local_layers = told
+    try:
+        yield
+    finally:
+        passes.local_layers = look
+
+
+def _moved(name: str, few: int, layers: int) -> str:
+    """A name in the last of `few` blocks as it is in the last of `layers`."""
+    return name.replace(f".{few - 1}.", f".{layers - 1}.")
+
+
+def _hutchinson(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+) -> None:
+    told("draws")
+    text = text[:2]  # one at a time is taken: a third would be like the second
+    hutchinson_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+
+
+def _pruning(method: str) -> Run:
+    def run(
+        model: PreTrainedModel,
+        text: Sequences,
+        options: Options,
+        tracker: MemoryTracker,
+        told: Told,
+    ) -> None:
+        told("pruning")
+        prune(model, text, method=method, density=options.density, batch_size=options.batch)
+
+    return run
+
+
+def _private_takes(method: str) -> tuple[str, ...]:
+    takes = ["optimizer"]
+    if method in CHECKPOINTED:
+        takes.append("checkpointing")
+    if method in CHUNKED:
+        takes.append("chunk_tokens")
+    return tuple(takes)
+
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        strategy.name: strategy
+        for strategy in (
+            Strategy("inference", _inference, backward=False),
+            Strategy("gradient", _gradient, ("checkpointing",)),
+            Strategy("training", _training, ("checkpointing", "optimizer")),
+            Strategy("masked_finetune", _masked_finetune, ("checkpointing", "density")),
+            *(
+                Strategy(f"dpsgd-{method}", _private(method), _private_takes(method))
+                for method in DPSGD_METHODS
+                if not method.startswith("opacus")
+            ),
+            Strategy("ggn", _ggn, ("draws", "graph")),
+            Strategy("hutchinson", _hutchinson, ("draws",)),
+            *(
+                Strategy(f"prune-{method}", _pruning(method), ("density",), backward=False)
+                for method in PRUNED
+            ),
+        )
+    }
+)
+CLOSED_FORMS = ("full_hessian", "block_hessian")
+NAMES = (*STRATEGIES, *CLOSED_FORMS)
+
+
+def check(name: str, options: Options) -> None:
+    """Refuse a strategy that is not known, and options that it can't have.
+
+    Raises:
+        RequestError: which, and what to give instead.
+    """
+    if name not in NAMES:
+        raise RequestError(f"strategy '{name}' is not known; known are {', '.join(NAMES)}")
+    if options.dtype not in DTYPES:
+        raise RequestError(f"dtype '{options.dtype}' is not known; give {', '.join(DTYPES)}")
+    for key, least in (("batch", 1), ("length", 2), ("draws", 1), ("chunk_tokens", 0)):
+        if getattr(options, key) < least:
+            raise RequestError(f"{key} is {getattr(options, key)}; give {least} or more")
+    if not 0 < options.density <= 1:
+        raise RequestError(f"density {options.density:g}: give the share to keep, in (0, 1]")
+    for key, known in (("optimizer", get_args(OptimizerKind)), ("graph", get_args(Graph))):
+        if getattr(options, key) not in known:
+            raise RequestError(f"{key} '{getattr(options, key)}': give {', '.join(known)}")
+    takes = (*COMMON, *(STRATEGIES[name].takes if name in STRATEGIES else ()))
+    default = Options()
+    for field in fields(options):
+        key = field.name
+        if key not in takes and getattr(options, key) != getattr(default, key):
+            able = [n for n, strategy in STRATEGIES.items() if key in strategy.takes]
+            raise RequestError(
+                f"strategy {name} has no option {key}; leave it out, or take {', '.join(able)}"
+            )
