@@ -12,7 +12,7 @@ from paramscope.names import DPSGD_PARTS
 from paramscope.planner.estimate import estimate, measure
 from paramscope.planner.known_devices import known_device
 from paramscope.planner.models import parameters
-from paramscope.planner.strategies import Options
+from paramscope.planner.options import Options
 from paramscope.planner.traces import Phase, extrapolated, highest
 from tests.unit.test_planner_strategies import SHAPE, config
 

@@ -5,7 +5,8 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 
 from paramscope.errors import RequestError
 from paramscope.planner.estimate import estimate, measure
-from paramscope.planner.strategies import NAMES, STRATEGIES, Options, check
+from paramscope.planner.options import Options
+from paramscope.planner.strategies import NAMES, STRATEGIES, check
 
 SHAPE = {"batch": 3, "length": 12}
 

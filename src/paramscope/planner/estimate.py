@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
 
@@ -15,7 +14,7 @@ from paramscope.errors import RequestError
 from paramscope.models.faking import faked
 from paramscope.models.sequences import Sequences
 from paramscope.names import DPSGD_PARTS
-from paramscope.persample.layers import is_conv1d, is_linear
+from paramscope.planner.closed_forms import row_blocks
 from paramscope.planner.known_devices import Device
 from paramscope.planner.models import (
     Source,
@@ -25,7 +24,8 @@ from paramscope.planner.models import (
     new_model,
     with_layers,
 )
-from paramscope.planner.strategies import STRATEGIES, Options, check
+from paramscope.planner.options import Options
+from paramscope.planner.strategies import STRATEGIES, check
 from paramscope.planner.terms import terms
 from paramscope.planner.traces import (
     FEW,
@@ -240,7 +240,7 @@ def _closed_form(
     with faked():
         model = new_model(config, torch.float32)
     N = sum(parameter.numel() for parameter in model.parameters())
-    size = 4 * N**2 if strategy == "full_hessian" else 4 * _row_blocks(model)
+    size = 4 * N**2 if strategy == "full_hessian" else 4 * row_blocks(model)
     return Estimate(
         _described(source, config),
         N,
@@ -256,17 +256,6 @@ def _closed_form(
         rows,
         "closed form",
     )
-
-
-def _row_blocks(model: nn.Module) -> int:
-    """Entries of one block for each output row of each linear layer, its bias with it."""
-    total = 0
-    for module in model.modules():
-        if is_linear(module):
-            weight = module.get_parameter("weight")
-            outputs, inputs = weight.shape[:: -1 if is_conv1d(module) else 1]
-            total += outputs * (inputs + (module.bias is not None)) ** 2
-    return total
 
 
 def _estimate(

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -49,40 +48,11 @@ from paramscope.models.sequences import Sequences
 from paramscope.names import DPSGD_METHODS
 from paramscope.persample.graphs import Graph
 from paramscope.planner.models import new_model, shrunk, with_layers
+from paramscope.planner.options import Options, check_values
 from paramscope.tracker import MemoryTracker
 
-OptimizerKind = Literal["default", "plain", "foreach", "fused"]
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 STEPS = 2  # the first makes the optimizer's states, the second has them all along
 RATE = 1e-4
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a strategy is run.
-
-    Attributes:
-        dtype: the weights' format.
-        batch: sequences a forward.
-        length: tokens a sequence.
-        checkpointing: keep blocks' inputs alone, and run the blocks again in the backward.
-        chunk_tokens: tokens whose logits exist at a time; 0: all.
-        optimizer: how AdamW goes through the parameters: one by one, all at once, or in a fused
-            kernel; "default" is torch's own choice, one by one on a CPU and all at once on CUDA.
-        draws: of the curvature.
-        graph: how the graph of GGN's draws is held.
-        density: share of the weights that masks keep.
-    """
-
-    dtype: str = "float32"
-    batch: int = 1
-    length: int = 512
-    checkpointing: bool = False
-    chunk_tokens: int = 0
-    optimizer: OptimizerKind = "default"
-    draws: int = 1
-    graph: Graph = "whole"
-    density: float = 0.5
 
 
 Told = Callable[[str], None]
@@ -304,16 +274,7 @@ def check(name: str, options: Options) -> None:
     """
     if name not in NAMES:
         raise RequestError(f"strategy '{name}' is not known; known are {', '.join(NAMES)}")
-    if options.dtype not in DTYPES:
-        raise RequestError(f"dtype '{options.dtype}' is not known; give {', '.join(DTYPES)}")
-    for key, least in (("batch", 1), ("length", 2), ("draws", 1), ("chunk_tokens", 0)):
-        if getattr(options, key) < least:
-            raise RequestError(f"{key} is {getattr(options, key)}; give {least} or more")
-    if not 0 < options.density <= 1:
-        raise RequestError(f"density {options.density:g}: give the share to keep, in (0, 1]")
-    for key, known in (("optimizer", get_args(OptimizerKind)), ("graph", get_args(Graph))):
-        if getattr(options, key) not in known:
-            raise RequestError(f"{key} '{getattr(options, key)}': give {', '.join(known)}")
+    check_values(options)
     takes = (*COMMON, *(STRATEGIES[name].takes if name in STRATEGIES else ()))
     default = Options()
     for field in fields(options):

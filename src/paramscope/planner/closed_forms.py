@@ -1,0 +1,16 @@
+"""Matrices that no stage holds: how many entries they would have."""
+
+from torch import nn
+
+from paramscope.persample.layers import is_conv1d, is_linear
+
+
+def row_blocks(model: nn.Module) -> int:
+    """Entries of one block for each output row of each linear layer, its bias with it."""
+    total = 0
+    for module in model.modules():
+        if is_linear(module):
+            weight = module.get_parameter("weight")
+            outputs, inputs = weight.shape[:: -1 if is_conv1d(module) else 1]
+            total += outputs * (inputs + (module.bias is not None)) ** 2
+    return total
