@@ -210,17 +210,6 @@ def _responses_have_partitions(config: Config) -> None:
         )
 
 
-def _private_steps_can_be_drawn(config: Config) -> None:
-    members, batch = config.corpus.documents.member, config.dpsgd.finetuning.batch
-    if batch > members:
-        raise inconsistent(
-            "dpsgd.finetuning.batch",
-            batch,
-            f"and corpus.documents.member is {members}",
-            f"give at most {members}",
-        )
-
-
 def _models_leave_folders_alone(config: Config) -> None:
     taken = next((name for name in STUDY_FOLDERS if name in config.models), None)
     if taken is not None:
@@ -239,6 +228,5 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _units_have_neighbors,
     _default_rule_is_made,
     _responses_have_partitions,
-    _private_steps_can_be_drawn,
     _models_leave_folders_alone,
 )
