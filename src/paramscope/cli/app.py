@@ -68,6 +68,7 @@ STAGES = (
     "dp_finetune",
     "privacy_scores",
     "device",
+    "plan",
 )
 
 app = typer.Typer(

@@ -1,0 +1,179 @@
+"""The command that tells, before anything runs, what a model's stages take on a device."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from paramscope.persample.graphs import Graph
+    from paramscope.planner.advice import Adviser
+    from paramscope.planner.known_devices import Device
+    from paramscope.planner.options import OptimizerKind, Options
+
+DEFAULT = (
+    "inference",
+    "gradient",
+    "training",
+    "masked_finetune",
+    "dpsgd-bk",
+    "dpsgd-micro",
+    "prune-magnitude",
+    "block_hessian",
+    "full_hessian",
+)
+
+
+def plan(
+    model: Annotated[
+        str, Argument(help="A preset such as opt-6.7b, a model folder, or a hub id; no weights.")
+    ],
+    device: Annotated[
+        str, Option(help="A name that `paramscope device` lists, or local: this machine.")
+    ] = "local",
+    strategy: Annotated[
+        list[str] | None,
+        Option(help="What to plan for; repeat for more. Without it, the common ones."),
+    ] = None,
+    dtype: Annotated[
+        str, Option(help="Number format of the weights: float32, float64, bfloat16, float16.")
+    ] = "float32",
+    batch: Annotated[int, Option(help="Sequences a forward.")] = 1,
+    length: Annotated[int, Option(help="Tokens a sequence.")] = 512,
+    checkpointing: Annotated[
+        bool, Option("--checkpointing", help="Run blocks again in the backward, where it can be.")
+    ] = False,
+    chunk_tokens: Annotated[
+        int, Option(help="Tokens whose logits exist at a time, where it can be; 0: all.")
+    ] = 0,
+    optimizer: Annotated[
+        str, Option(help="AdamW's way: default (torch's own), plain, foreach or fused.")
+    ] = "default",
+    graph: Annotated[str, Option(help="Of ggn: whole, checkpointed or layerwise.")] = "whole",
+    density: Annotated[float, Option(help="Share of weights kept, where masks are.")] = 0.5,
+    largest_batch: Annotated[
+        bool, Option("--largest-batch", help="Look for the largest batch that fits, too.")
+    ] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the same as JSON, in bytes.")] = False,
+) -> None:
+    """Tell what each strategy takes, whether it fits, and what would make it fit.
+
+    Each strategy's own code runs on fake tensors: no weights, no GPU.
+    """
+    import json
+    import os
+
+    os.environ["TQDM_DISABLE"] = "1"  # the stages' own bars: their work is not done here
+    from dataclasses import fields, replace
+
+    from paramscope.planner.advice import Adviser
+    from paramscope.planner.known_devices import MARGINS
+    from paramscope.planner.options import Options
+    from paramscope.planner.strategies import NAMES, STRATEGIES
+    from paramscope.planner.terms import measured_process_bytes
+
+    asked = Options(
+        dtype=dtype,
+        batch=batch,
+        length=length,
+        checkpointing=checkpointing,
+        chunk_tokens=chunk_tokens,
+        optimizer=cast("OptimizerKind", optimizer),  # checked with the strategy
+        graph=cast("Graph", graph),
+        density=density,
+    )
+    place = device_called(device)
+    process = 0 if place.kind == "cuda" else measured_process_bytes()
+    adviser = Adviser(Path(model) if Path(model).is_dir() else model, place, process)
+    names = strategy or [name for name in DEFAULT if name in NAMES]
+    plain, rows = Options(), []
+    for name in names:
+        takes = STRATEGIES[name].takes if name in STRATEGIES else ()
+        own = replace(
+            asked,
+            **{
+                field.name: getattr(plain, field.name)
+                for field in fields(Options)
+                if field.name not in (*takes, "dtype", "batch", "length")
+            },
+        )
+        rows.append(planned(adviser, name, own, largest_batch))
+        if not as_json:
+            print(line(rows[-1]), flush=True)
+    margin = MARGINS[place.kind]
+    first = rows[0]["estimate"]
+    if as_json:
+        record = {"device": vars(place), "margin": vars(margin), "strategies": rows}
+        print(json.dumps(record, indent=2))
+        return
+    fitting = [row["strategy"] for row in rows if row["fits"]]
+    print(
+        f"{model}: {first['model']['type']}, {first['parameters']:,} parameters, {dtype}, "
+        f"batch {batch} of {length} tokens"
+    )
+    print(
+        f"{place.name}: {rows[0]['usable_bytes'] / 1e9:,.1f} GB usable of "
+        f"{place.memory_bytes / 1e9:,.1f}; a margin of {margin.fraction:.0%}: {margin.reason}"
+    )
+    print(f"as asked for, {', '.join(fitting) or 'nothing'} fits")
+
+
+def device_called(name: str) -> "Device":
+    """A known device, or this machine's own: its first GPU with known memory, else its memory.
+
+    Raises:
+        DeviceError: an unknown name, or a machine that does not tell its memory.
+    """
+    from paramscope.errors import DeviceError
+    from paramscope.planner.known_devices import known_device
+    from paramscope.planner.local import local_devices
+
+    if name != "local":
+        return known_device(name)
+    told = [place.device for place in local_devices() if place.device is not None]
+    if not told:
+        raise DeviceError("this machine does not tell its memory; name a device instead")
+    return next((place for place in told if place.kind == "cuda"), told[0])
+
+
+def planned(adviser: "Adviser", name: str, options: "Options", largest: bool) -> dict[str, Any]:
+    """All that is told of one strategy, for JSON; bytes."""
+    verdict = adviser.verdict(name, options)
+    change = None if verdict.fits else adviser.mend(name, options)
+    row: dict[str, Any] = {
+        "strategy": name,
+        "fits": verdict.fits,
+        "total_bytes": verdict.total_bytes,
+        "usable_bytes": verdict.usable_bytes,
+        "mend": None if change is None else list(change.words),
+        "mended_bytes": None if change is None else change.verdict.total_bytes,
+        "estimate": verdict.estimate.record(),
+    }
+    if largest:
+        from paramscope.planner.strategies import STRATEGIES
+
+        found = adviser.largest_batch(name, options) if name in STRATEGIES else None
+        row["largest_batch"] = found
+    return row
+
+
+def line(row: dict[str, Any]) -> str:
+    """One strategy in a line: what it takes, of what most, and whether it fits."""
+    parts = sorted(row["estimate"]["breakdown"].items(), key=lambda part: -part[1])
+    most = ", ".join(f"{name} {amount(size)}" for name, size in parts[:3] if size)
+    told = "fits" if row["fits"] else "does not fit"
+    if row["mend"]:
+        told += f"; would with {' '.join(row['mend'])} ({amount(row['mended_bytes'])})"
+    elif not row["fits"]:
+        told += ", nor with any change that a plan knows"
+    if row.get("largest_batch"):
+        told += f"; largest batch {row['largest_batch']:,}"
+    return f"{row['strategy']:<18}{amount(row['total_bytes']):>10}  {told}\n{'':<30}{most}"
+
+
+def amount(size: float) -> str:
+    """Bytes in words."""
+    for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:,.1f} kB"

@@ -1,0 +1,138 @@
+"""Verdicts, mends and largest batches, held to trying everything out; and the command."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from transformers import OPTConfig
+
+from paramscope.cli.plan import plan
+from paramscope.errors import DeviceError, RequestError
+from paramscope.planner.advice import CHUNK, Adviser
+from paramscope.planner.estimate import estimate
+from paramscope.planner.known_devices import Device, usable_bytes
+from paramscope.planner.options import Options
+
+CONFIG = OPTConfig(
+    vocab_size=48, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2,
+    num_attention_heads=2, ffn_dim=32, max_position_embeddings=1024, dropout=0.0,
+)  # fmt: skip
+ASKED = Options(batch=4, length=64)
+
+
+def of_size(usable, kind="cpu"):
+    """A device with about so many usable bytes, at the least so many."""
+    size = usable
+    while usable_bytes(device := Device("test", kind, size, "", "")) < usable:
+        size += max(1, (usable - usable_bytes(device)) // 2)
+    return device
+
+
+def peak(strategy, options=ASKED):
+    return estimate(CONFIG, strategy, options).peak_bytes
+
+
+def test_what_just_fits_fits():
+    need = peak("training")
+    for process in (0, 5_000):
+        device = of_size(need + process)
+        assert usable_bytes(device) == need + process
+        found = Adviser(CONFIG, device, process).verdict("training", ASKED)
+        assert found.fits
+        assert found.total_bytes == need + process
+        assert not Adviser(CONFIG, device, process + 1).verdict("training", ASKED).fits
+
+
+@pytest.mark.parametrize(
+    ("strategy", "single"),
+    [
+        ("dpsgd-bk", {"chunk_tokens": CHUNK}),
+        ("training", {"dtype": "bfloat16"}),
+        ("ggn", {"dtype": "bfloat16"}),
+    ],
+)
+def test_the_first_change_that_does_is_taken(strategy, single):
+    """A device that holds each change's own peak and no more is mended by it, or one before it."""
+    singles = [
+        single,
+        {"dtype": "bfloat16"},
+        {"checkpointing": True} if strategy != "ggn" else {"graph": "layerwise"},
+        {"batch": 1},
+    ]
+    if "chunk_tokens" not in single and strategy.startswith("dpsgd"):
+        singles.insert(0, {"chunk_tokens": CHUNK})
+    peaks = [peak(strategy, replace(ASKED, **change)) for change in singles]
+    for change, own in zip(singles, peaks, strict=True):
+        if own >= peak(strategy):
+            continue  # no help here: chunks of 512 tokens are all of a text of 64
+        adviser = Adviser(CONFIG, of_size(own))
+        first = next(c for c, p in zip(singles, peaks, strict=True) if p <= own)
+        mended = adviser.mend(strategy, ASKED)
+        assert mended.verdict.estimate.peak_bytes == peak(strategy, replace(ASKED, **first))
+        assert len(mended.words) == 1
+        assert change in singles
+
+
+def test_changes_are_joined_where_one_is_not_enough():
+    all_of_them = replace(ASKED, dtype="bfloat16", checkpointing=True, batch=1)
+    least = peak("training", all_of_them)
+    assert least < peak("training", replace(ASKED, batch=1, checkpointing=True))
+    mended = Adviser(CONFIG, of_size(least)).mend("training", ASKED)
+    assert mended.words == ("--dtype bfloat16", "--checkpointing", "--batch 1")
+    assert mended.verdict.total_bytes == least
+    assert Adviser(CONFIG, of_size(least - 2)).mend("training", ASKED) is None
+    assert Adviser(CONFIG, of_size(least)).mend("full_hessian", Options()) is None
+
+
+@pytest.mark.parametrize("strategy", ["inference", "training", "dpsgd-bk"])
+def test_the_largest_batch_is_that_of_trying_all(strategy):
+    need = peak(strategy, replace(ASKED, batch=7))
+    for spare in (-1, 0, 1):
+        device = of_size(need)
+        device = replace(device, memory_bytes=device.memory_bytes + 2 * spare)
+        adviser = Adviser(CONFIG, device)
+        tried = 0
+        while adviser.verdict(strategy, replace(ASKED, batch=tried + 1)).fits:
+            tried += 1
+        assert adviser.largest_batch(strategy, ASKED) == tried > 0
+    assert Adviser(CONFIG, of_size(1000)).largest_batch(strategy, ASKED) == 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    CONFIG.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_the_command_tells_what_the_library_does(folder, capsys):
+    plan(folder, device="a800", strategy=["training", "ggn"], batch=4, length=64, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["device"]["name"] == "a800"
+    training, ggn = told["strategies"]
+    expected = estimate(CONFIG, "training", ASKED, "cuda")
+    assert training["estimate"]["peak_bytes"] == expected.peak_bytes
+    assert training["total_bytes"] > expected.peak_bytes  # cuBLAS' workspace
+    assert training["fits"]
+    assert ggn["fits"]
+    assert training["mend"] is None
+    plan(folder, device="a800", strategy=["full_hessian", "training"], largest_batch=True)
+    text = capsys.readouterr().out
+    assert "as asked for, full_hessian, training fits" in text
+    assert "largest batch" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "told"),
+    [
+        ({"device": "a8000"}, DeviceError, "did you mean a800"),
+        ({"strategy": ["trainig"]}, RequestError, "strategy 'trainig' is not known"),
+        ({"dtype": "int8"}, RequestError, "dtype 'int8' is not known"),
+        ({"batch": 0}, RequestError, "batch is 0"),
+        ({"length": 100_000}, RequestError, "positions"),
+        ({"model": "no/such-model"}, RequestError, "no/such-model"),
+    ],
+)
+def test_wrong_requests_are_told(folder, wrong, error, told):
+    asked = {"model": folder, "device": "a800", "strategy": ["training"]} | wrong
+    with pytest.raises(error, match=told):
+        plan(**asked)
