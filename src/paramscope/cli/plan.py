@@ -67,7 +67,8 @@ def plan(
     from dataclasses import fields, replace
 
     from paramscope.planner.advice import Adviser
-    from paramscope.planner.known_devices import MARGINS
+    from paramscope.planner.known_devices import MARGINS, usable_bytes
+    from paramscope.planner.models import parameters
     from paramscope.planner.options import Options
     from paramscope.planner.strategies import NAMES, STRATEGIES
     from paramscope.planner.terms import measured_process_bytes
@@ -86,6 +87,13 @@ def plan(
     process = 0 if place.kind == "cuda" else measured_process_bytes()
     adviser = Adviser(Path(model) if Path(model).is_dir() else model, place, process)
     names = strategy or [name for name in DEFAULT if name in NAMES]
+    margin = MARGINS[place.kind]
+    if not as_json:
+        print(
+            f"{model}: {parameters(adviser.source):,} parameters, {dtype}, batch {batch} of "
+            f"{length} tokens\n{place.name}: {usable_bytes(place) / 1e9:,.1f} GB usable of "
+            f"{place.memory_bytes / 1e9:,.1f}; a margin of {margin.fraction:.0%}: {margin.reason}"
+        )
     plain, rows = Options(), []
     for name in names:
         takes = STRATEGIES[name].takes if name in STRATEGIES else ()
@@ -100,21 +108,11 @@ def plan(
         rows.append(planned(adviser, name, own, largest_batch))
         if not as_json:
             print(line(rows[-1]), flush=True)
-    margin = MARGINS[place.kind]
-    first = rows[0]["estimate"]
     if as_json:
         record = {"device": vars(place), "margin": vars(margin), "strategies": rows}
         print(json.dumps(record, indent=2))
         return
     fitting = [row["strategy"] for row in rows if row["fits"]]
-    print(
-        f"{model}: {first['model']['type']}, {first['parameters']:,} parameters, {dtype}, "
-        f"batch {batch} of {length} tokens"
-    )
-    print(
-        f"{place.name}: {rows[0]['usable_bytes'] / 1e9:,.1f} GB usable of "
-        f"{place.memory_bytes / 1e9:,.1f}; a margin of {margin.fraction:.0%}: {margin.reason}"
-    )
     print(f"as asked for, {', '.join(fitting) or 'nothing'} fits")
 
 

@@ -70,8 +70,8 @@ MARGINS: dict[Kind, Margin] = {
     ),
     "cuda": Margin(
         0.05,
-        "a plan's reserved memory may be off by 5% (`plan_accuracy` holds it to that), and the "
-        "CUDA context, .3 to .7 GB (pytorch/pytorch#86509), is known only after a run",
+        "what the allocator reserves beyond live tensors is not in a plan, nor is the "
+        "CUDA context, .3 to .7 GB (pytorch/pytorch#86509)",
     ),
 }
 
