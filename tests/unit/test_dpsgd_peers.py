@@ -8,7 +8,6 @@ from torch import nn
 
 from paramscope.dpsgd.methods import Options, make_method, make_step
 from paramscope.dpsgd.privacy import Privacy
-from paramscope.dpsgd.trained import trained_layers
 from paramscope.errors import RequestError
 from tests.unit.conftest import make_tiny
 from tests.unit.dpsgd_oracles import EXACT, clipped_oracle, median_norm, own_gradients, run
@@ -140,7 +139,7 @@ def test_layers_that_share_a_weight_are_for_micro_alone(sequences):
     first, second = model.model.decoder.layers
     second.fc1.weight = first.fc1.weight
     with pytest.raises(RequestError, match=r"share a parameter.*method micro would do"):
-        trained_layers(model)
+        make_method("bk", model, Privacy(1.0, 0.0, 1.0))
     C = median_norm(model, sequences)
     expected, *_ = clipped_oracle(model, sequences, C)
     found, _ = run(model, "micro", sequences, C)
@@ -195,3 +194,24 @@ def test_a_step_that_was_not_finished_is_not_in_the_next(name, fails, options, s
     found = [p.grad for p in model.parameters()]
     for own, right in zip(found, expected, strict=True):
         torch.testing.assert_close(own, right, **EXACT)
+
+
+def test_logits_changed_after_the_head_are_for_micro_alone(sequences):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=24, hidden_size=8, intermediate_size=12, num_hidden_layers=1, head_dim=4,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16,
+        final_logit_softcapping=5.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).double().train()
+    with pytest.raises(RequestError, match=r"not its head's own output; method micro would do$"):
+        run(model, "bk", sequences, 1.0)
+    with pytest.raises(RequestError, match=r"own output; leave the chunks out$"):
+        run(model, "micro", sequences, 1.0, Options(chunk_tokens=4))
+    C = median_norm(model, sequences)
+    expected, *_ = clipped_oracle(model, sequences, C)
+    found, _ = run(model, "micro", sequences, C)
+    for own, right in zip(found, expected, strict=True):  # Gemma's norms work in float32 inside
+        torch.testing.assert_close(own, right, rtol=1e-5, atol=1e-8)

@@ -16,6 +16,8 @@ Sources: Schraudolph 2002 for G; Bekas et al. 2007 for diagonals from probes; Da
 softmax cross-entropy G is the Fisher information (Martens 2020, arXiv:1412.1193).
 """
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -36,6 +38,7 @@ def ggn_draws(
     seed: int,
     batch_size: int,
     graph: Graph = "whole",
+    local: Collection[str] | None = None,
 ) -> list[dict[str, Tensor]]:
     """diag G over `sequences`, once a draw: by parameter name, each of its parameter's shape.
 
@@ -45,13 +48,12 @@ def ggn_draws(
 
     Args:
         graph: how the model's graph is held; of no effect on the values.
+        local: as in `Passes`.
 
     Raises:
-        UnknownLayerError: the model has a layer whose per-sample gradients are not known.
-        RequestError: its head is not a linear layer on the hidden state, or it shares a
-            parameter in a way other than a tied head.
+        UnsupportedModelError: as `Passes`.
     """
-    passes = Passes(model, sequences, batch_size, graph)
+    passes = Passes(model, sequences, batch_size, graph, local)
     totals = [
         {name: accumulator(p, *p.shape) for name, p in model.named_parameters()} for _ in draws
     ]

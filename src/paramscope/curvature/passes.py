@@ -1,6 +1,6 @@
 """Passes over the text for draws of the Gauss–Newton matrix: forward, sampled labels, backward."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +9,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.curvature.labels import HeadDraws, head_draws
-from paramscope.errors import RequestError
+from paramscope.errors import otherwise
 from paramscope.models.heads import linear_head, without_head
 from paramscope.models.sequences import Sequences
 from paramscope.persample.capture import capture
 from paramscope.persample.graphs import Forward, Graph, Take, forward
 from paramscope.persample.layers import check_known
+from paramscope.persample.sharing import tied_embedding
+
+REMEDY = "method hutchinson would do"  # for a model that draws can't be taken of
 
 
 class Passes:
@@ -26,33 +29,47 @@ class Passes:
         head: the head.
         embedding: the token embedding.
         tied: whether the head is the embedding's transpose.
-        local: names of the layers whose output at a token reaches no other token's logits.
+        local: names of the layers whose output at a token reaches no other token's logits; found
+            by a look at the model unless they are given.
 
     Raises:
-        UnknownLayerError: the model has a layer whose per-sample gradients are not known.
-        RequestError: its head is not a linear layer on the hidden state, or it shares a
-            parameter in a way other than a tied head.
+        UnsupportedModelError: the model has a layer whose per-sample gradients are not known,
+            its head is not a linear layer on the hidden state, or it shares a parameter in a
+            way other than a tied head.
     """
 
     def __init__(
-        self, model: PreTrainedModel, sequences: Sequences, batch_size: int, graph: Graph = "whole"
+        self,
+        model: PreTrainedModel,
+        sequences: Sequences,
+        batch_size: int,
+        graph: Graph = "whole",
+        local: Collection[str] | None = None,
     ) -> None:
-        self.head = linear_head(model)
-        check_known(model)
+        with otherwise(REMEDY):
+            self.head = linear_head(model)
+            check_known(model)
+            self.tied = tied_embedding(model, self.head) is not None
         self.model, self.graph, self.batch_size = model, graph, batch_size
         self.sequences = sequences.by_length()
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.embedding = model.get_input_embeddings()
-        self.tied = self.embedding.weight is self.head.weight
-        _check_sharing(model, self.head if self.tied else None)
-        self.local = local_layers(model, self.sequences.ids[0, : self.sequences.lengths[0]], graph)
+        if local is None:
+            first = self.sequences.ids[0, : self.sequences.lengths[0]]
+            with otherwise(REMEDY):
+                local = local_layers(model, first, graph)
+        self.local = local
 
     def batches(self, draws: range, seed: int, what: str) -> Iterator["Drawn"]:
         """The text batch by batch, the longest sequences first, each with its draws."""
         total = -(-len(self.sequences) // self.batch_size)
         for batch in tqdm(self.sequences.batches(self.batch_size), what, total):
             shape = (len(batch), batch.ids.shape[1])
-            with without_head(self.model), capture(self.model, shape) as captured:
+            with (
+                otherwise(REMEDY),
+                without_head(self.model),
+                capture(self.model, shape) as captured,
+            ):
                 passed = forward(self.model, batch.ids, captured, self.graph)
                 h = passed.hidden.detach()
                 head = head_draws(self.head, h, batch, draws, seed, own=self.tied)
@@ -99,15 +116,3 @@ def local_layers(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole
         cotangent[:, -1] = torch.randn(cotangent.shape[-1], generator=generator).to(cotangent)
         passed.back([cotangent], take)
     return local
-
-
-def _check_sharing(model: PreTrainedModel, tied: nn.Module | None) -> None:
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name and module is not tied:
-                raise RequestError(
-                    f"{name} and {other} share a parameter, and only a tied head's is handled; "
-                    "method hutchinson would do"
-                )

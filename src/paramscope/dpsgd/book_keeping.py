@@ -22,8 +22,8 @@ from paramscope.dpsgd.parts import LOGITS, NORMS, STASH, Accounts
 from paramscope.dpsgd.plain import Micro, Pass
 from paramscope.dpsgd.privacy import Clipped, clip_factors, finite_samples
 from paramscope.dpsgd.stashes import Gradients, Pairs, Stash, TiedHead, stash
-from paramscope.dpsgd.trained import trained_layers
-from paramscope.errors import RequestError
+from paramscope.dpsgd.trained import REMEDY, trained_layers
+from paramscope.errors import RequestError, otherwise
 from paramscope.models.blocks import checkpointed
 from paramscope.models.heads import last_hidden, without_head
 from paramscope.models.sequences import Sequences
@@ -80,7 +80,8 @@ class BookKeeping:
     _squared: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.trained = trained_layers(self.model)
+        with otherwise(REMEDY):
+            self.trained = trained_layers(self.model)
         groups = len(self.trained.layers) + bool(self.trained.head_wanted)
         self.groups = groups - (self.trained.tied is not None)
         self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
@@ -102,6 +103,7 @@ class BookKeeping:
             self._alone.forward(batch)
             return
         with ExitStack() as stack:
+            stack.enter_context(otherwise(REMEDY))
             stack.enter_context(without_head(self.model))
             if self.checkpoint:
                 stack.enter_context(checkpointed(self.model))

@@ -17,7 +17,7 @@ from paramscope.dpsgd.losses import (
 from paramscope.dpsgd.parts import LOGITS, NORMS, Accounts
 from paramscope.dpsgd.privacy import Clipped, clip_factors
 from paramscope.dpsgd.trained import check_private
-from paramscope.errors import RequestError
+from paramscope.errors import RequestError, otherwise
 from paramscope.models.blocks import checkpointed
 from paramscope.models.heads import last_hidden, linear_head, without_head
 from paramscope.models.sequences import Sequences
@@ -89,9 +89,10 @@ class Pass:
         self._stack = None
 
     def _in_chunks(self, batch: Sequences) -> Tensor:
-        with without_head(self.model):
-            self._output = last_hidden(self.model, batch.ids)
-        head, hidden = linear_head(self.model), self._output.detach()
+        with otherwise("leave the chunks out"):
+            with without_head(self.model):
+                self._output = last_hidden(self.model, batch.ids)
+            head, hidden = linear_head(self.model), self._output.detach()
         wanted = {n: p for n, p in head.named_parameters() if p.requires_grad}
         with self.accounts.scope(LOGITS):
             losses, self._cotangent = new_losses(hidden), torch.empty_like(hidden)

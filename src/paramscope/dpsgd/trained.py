@@ -1,6 +1,5 @@
 """Which layers of a model are trained, and whether their samples' gradients can be known."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import nn
@@ -8,7 +7,10 @@ from transformers import PreTrainedModel
 
 from paramscope.errors import RequestError
 from paramscope.models.heads import linear_head
-from paramscope.persample.layers import is_linear, is_norm
+from paramscope.persample.layers import is_known, unknown
+from paramscope.persample.sharing import tied_embedding
+
+REMEDY = "method micro would do"  # for a model whose samples' gradients can't be told apart
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,20 @@ def trained_layers(model: PreTrainedModel) -> Trained:
     """The trained layers, all of kinds whose per-sample gradients `persample` knows.
 
     Raises:
-        RequestError: of another kind; or layers other than a tied head share a parameter.
+        RequestError: as `check_private`.
+        UnsupportedModelError: of another kind; or layers other than a tied head and its
+            embedding share a parameter.
     """
     check_private(model)
     head = linear_head(model)
-    by_owner: dict[str, tuple[str, ...]] = {}
-    owners: defaultdict[int, list[str]] = defaultdict(list)
+    layers: dict[str, tuple[str, ...]] = {}
     for name, module in model.named_modules():
         wanted = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        if not wanted:
-            continue
-        if not (is_linear(module) or isinstance(module, nn.Embedding) or is_norm(module)):
-            raise RequestError(
-                f"{name}: no per-sample gradient is known for a {type(module).__name__}; known are "
-                "Linear, Conv1D, Embedding, LayerNorm and RMSNorm; method micro would do"
-            )
-        by_owner[name] = tuple(wanted)
-        for suffix in wanted:
-            owners[id(module.get_parameter(suffix))].append(name)
+        if wanted and not is_known(module):
+            raise unknown(name, module)
+        if wanted:
+            layers[name] = tuple(wanted)
+    tied = tied_embedding(model, head, lambda parameter: parameter.requires_grad)
     head_name = next(name for name, module in model.named_modules() if module is head)
-    tied = None
-    for names in owners.values():
-        if len(names) == 1:
-            continue
-        others = [n for n in names if n != head_name]
-        if len(others) > 1 or not isinstance(model.get_submodule(others[0]), nn.Embedding):
-            raise RequestError(
-                f"{' and '.join(names)} share a parameter, and only a head may share an "
-                "embedding's; method micro would do"
-            )
-        tied = others[0]
-    head_wanted = by_owner.pop(head_name, ())
-    return Trained(by_owner, head, head_name, head_wanted, tied)
+    head_wanted = layers.pop(head_name, ())
+    return Trained(layers, head, head_name, head_wanted, tied)

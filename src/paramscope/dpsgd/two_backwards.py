@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from paramscope.dpsgd.losses import sample_losses
 from paramscope.dpsgd.parts import NORMS, STASH, Accounts
 from paramscope.dpsgd.privacy import Clipped, clip_factors, finite_samples
-from paramscope.dpsgd.trained import trained_layers
-from paramscope.errors import RequestError
+from paramscope.dpsgd.trained import REMEDY, trained_layers
+from paramscope.errors import RequestError, otherwise
 from paramscope.models.blocks import checkpointed
 from paramscope.models.sequences import Sequences
 from paramscope.persample import answers, tied_head
@@ -42,7 +42,8 @@ class TwoBackwards:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        trained = trained_layers(self.model)
+        with otherwise(REMEDY):
+            trained = trained_layers(self.model)
         self.layers = dict(trained.layers)
         if trained.head_wanted:
             self.layers[trained.head_name] = trained.head_wanted
@@ -59,6 +60,7 @@ class TwoBackwards:
             self._pending[0].close()
             self._pending = None
         with ExitStack() as stack:
+            stack.enter_context(otherwise(REMEDY))
             if self.checkpoint:
                 stack.enter_context(checkpointed(self.model))
             B, T = batch.ids.shape

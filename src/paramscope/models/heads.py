@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paramscope.errors import RequestError
+from paramscope.errors import UnsupportedModelError
 from paramscope.models.load import logits
 
 
@@ -14,13 +14,12 @@ def linear_head(model: PreTrainedModel) -> nn.Linear:
     """The head: a linear layer on the last hidden state, with a bias or without.
 
     Raises:
-        RequestError: the head is of another kind.
+        UnsupportedModelError: the head is of another kind.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise RequestError(
-            f"the head is {type(head).__name__}, but a linear one is needed here; "
-            "method hutchinson would do"
+        raise UnsupportedModelError(
+            f"the head is {type(head).__name__}, but a linear one is needed here"
         )
     return head
 
@@ -43,7 +42,7 @@ def last_hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """The head's input, [B, T, d], for right-padded ids [B, T], in a block of `without_head`.
 
     Raises:
-        RequestError: the model does something to its logits after the head.
+        UnsupportedModelError: the model does something to its logits after the head.
     """
     seen: list[Tensor] = []
     place = model.get_output_embeddings()
@@ -53,9 +52,8 @@ def last_hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
     finally:
         handle.remove()
     if len(seen) != 1 or not _same(seen[0], hidden):
-        raise RequestError(
-            f"{type(model).__name__}'s logits are not its head's own output; "
-            "method hutchinson would do"
+        raise UnsupportedModelError(
+            f"{type(model).__name__}'s logits are not its head's own output"
         )
     return hidden
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramscope.errors import RequestError
+from paramscope.errors import UnsupportedModelError
 
 Receive = Callable[[str, nn.Module, Tensor, Tensor], None]
 
 
-class CaptureError(RequestError):
+class CaptureError(UnsupportedModelError):
     """A model whose layers' inputs and output gradients can't be paired."""
 
 
@@ -206,10 +206,7 @@ def capture(
         yield captured
     unseen = next((name for name, _ in heard if name not in captured.called), None)
     if unseen is not None:
-        raise CaptureError(
-            f"{unseen} was not called in the forward, so its gradient can't be seen; "
-            "method hutchinson would do"
-        )
+        raise CaptureError(f"{unseen} was not called in the forward, so its gradient can't be seen")
 
 
 def _input(module: nn.Module, args: Any, kwargs: Any) -> Tensor:

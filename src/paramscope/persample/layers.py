@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from paramscope.errors import RequestError
+from paramscope.errors import UnsupportedModelError
 from paramscope.persample import embedding, linear, normalization
 from paramscope.persample.precision import accumulator, wide
 
 
-class UnknownLayerError(RequestError):
+class UnknownLayerError(UnsupportedModelError):
     """A module with parameters whose per-sample gradients no kind here knows."""
 
 
@@ -79,16 +79,20 @@ def check_known(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        known = is_linear(module) or isinstance(module, nn.Embedding) or is_norm(module)
-        if not known:
+        if not is_known(module):
             raise unknown(name, module)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a kind of layer here is the module's."""
+    return is_linear(module) or isinstance(module, nn.Embedding) or is_norm(module)
 
 
 def unknown(name: str, module: nn.Module) -> UnknownLayerError:
     """What to raise of a module whose kind is not known."""
     return UnknownLayerError(
         f"{name}: no per-sample gradient is known for a {type(module).__name__}; known are "
-        "Linear, Conv1D, Embedding, LayerNorm and RMSNorm; method hutchinson would do"
+        "Linear, Conv1D, Embedding, LayerNorm and RMSNorm"
     )
 
 

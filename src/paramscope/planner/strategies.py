@@ -16,16 +16,17 @@ but of width 8, answers; for a family that `models.SMALL` has not, no layer coun
 the estimate is of the dearer way.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from paramscope.compression.layers import prunable
 from paramscope.compression.masked_adamw import MaskedAdamW
@@ -34,9 +35,9 @@ from paramscope.compression.methods import prune
 from paramscope.compression.patterns import kept_of
 from paramscope.compression.schedule import Schedule
 from paramscope.compression.signed_zeros import apply_masks
-from paramscope.curvature import passes
 from paramscope.curvature.ggn import ggn_draws
 from paramscope.curvature.hutchinson import hutchinson_draws
+from paramscope.curvature.passes import local_layers
 from paramscope.dpsgd.cases import Training, iterate
 from paramscope.dpsgd.methods import CHECKPOINTED, CHUNKED, make_method, make_step
 from paramscope.dpsgd.methods import Options as PrivateOptions
@@ -46,14 +47,12 @@ from paramscope.models.blocks import checkpointed
 from paramscope.models.losses import mean_loss, token_statistics
 from paramscope.models.sequences import Sequences
 from paramscope.names import DPSGD_METHODS
-from paramscope.persample.graphs import Graph
 from paramscope.planner.models import new_model, shrunk, with_layers
 from paramscope.planner.options import Options, check_values
 from paramscope.tracker import MemoryTracker
 
 STEPS = 2  # the first makes the optimizer's states, the second has them all along
 RATE = 1e-4
-
 
 Told = Callable[[str], None]
 Run = Callable[[PreTrainedModel, Sequences, Options, MemoryTracker, Told], None]
@@ -148,60 +147,55 @@ def _mask(weight: Tensor, density: float) -> Tensor:
     return mask
 
 
-def _private(method: str) -> Run:
-    def run(
-        model: PreTrainedModel,
-        text: Sequences,
-        options: Options,
-        tracker: MemoryTracker,
-        told: Told,
-    ) -> None:
-        privacy = Privacy(1.0, 1.0, options.batch)
-        asked = PrivateOptions(options.chunk_tokens, options.checkpointing)
-        made = make_method(method, model, privacy, asked, tracker)
-        optimizer = _adamw(model, options)
-        step = make_step(made, model, optimizer, privacy, 0)
-        tracker.watch(model, optimizer)
-        training = Training(model, made, optimizer, step, text)
-        for _ in range(STEPS):
-            iterate(training, told)
-
-    return run
+def _private(
+    model: PreTrainedModel,
+    text: Sequences,
+    options: Options,
+    tracker: MemoryTracker,
+    told: Told,
+    *,
+    method: str,
+) -> None:
+    privacy = Privacy(1.0, 1.0, options.batch)
+    asked = PrivateOptions(options.chunk_tokens, options.checkpointing)
+    made = make_method(method, model, privacy, asked, tracker)
+    optimizer = _adamw(model, options)
+    step = make_step(made, model, optimizer, privacy, 0)
+    tracker.watch(model, optimizer)
+    training = Training(model, made, optimizer, step, text)
+    for _ in range(STEPS):
+        iterate(training, told)
 
 
 def _ggn(
     model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
 ) -> None:
     told("draws")
-    draws = range(options.draws)
-    with _local_told(model):
-        ggn_draws(model, text, draws, seed=0, batch_size=options.batch, graph=options.graph)
+    local = None
+    if isinstance(next(model.parameters()), FakeTensor):
+        local_layers(model, text.ids[0], options.graph)  # as the stage looks; it sees nothing
+        local = _local_of(model.config)
+    ggn_draws(
+        model,
+        text,
+        range(options.draws),
+        seed=0,
+        batch_size=options.batch,
+        graph=options.graph,
+        local=local,
+    )
 
 
-@contextmanager
-def _local_told(model: PreTrainedModel) -> Iterator[None]:
-    """A block in which a small real model tells a fake one's local layers."""
-    if not isinstance(next(model.parameters()), FakeTensor):
-        yield
-        return
-    layers = int(model.config.num_hidden_layers)
-    look = passes.local_layers
-
-    def told(model: PreTrainedModel, sequence: Tensor, graph: Graph = "whole") -> set[str]:
-        look(model, sequence, graph)
-        small = shrunk(model.config)
-        if small is None:
-            return set()
-        with _disable_current_modes():
-            torch.manual_seed(0)
-            real = new_model(with_layers(small, 2), torch.float32)
-            return {_moved(name, 2, layers) for name in look(real, torch.arange(8) % 7)}
-
-    passes.local_layers = told
-    try:
-        yield
-    finally:
-        passes.local_layers = look
+def _local_of(config: PretrainedConfig) -> set[str]:
+    """A model's local layers, by a look at a small real model of the same layers."""
+    small = shrunk(config)
+    if small is None:
+        return set()
+    with _disable_current_modes():
+        torch.manual_seed(0)
+        real = new_model(with_layers(small, 2), torch.float32)
+        found = local_layers(real, torch.arange(8) % 7)
+    return {_moved(name, 2, int(config.num_hidden_layers)) for name in found}
 
 
 def _moved(name: str, few: int, layers: int) -> str:
@@ -217,18 +211,17 @@ def _hutchinson(
     hutchinson_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
 
 
-def _pruning(method: str) -> Run:
-    def run(
-        model: PreTrainedModel,
-        text: Sequences,
-        options: Options,
-        tracker: MemoryTracker,
-        told: Told,
-    ) -> None:
-        told("pruning")
-        prune(model, text, method=method, density=options.density, batch_size=options.batch)
-
-    return run
+def _pruning(
+    model: PreTrainedModel,
+    text: Sequences,
+    options: Options,
+    tracker: MemoryTracker,
+    told: Told,
+    *,
+    method: str,
+) -> None:
+    told("pruning")
+    prune(model, text, method=method, density=options.density, batch_size=options.batch)
 
 
 def _private_takes(method: str) -> tuple[str, ...]:
@@ -249,14 +242,21 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             Strategy("training", _training, ("checkpointing", "optimizer")),
             Strategy("masked_finetune", _masked_finetune, ("checkpointing", "density")),
             *(
-                Strategy(f"dpsgd-{method}", _private(method), _private_takes(method))
+                Strategy(
+                    f"dpsgd-{method}", partial(_private, method=method), _private_takes(method)
+                )
                 for method in DPSGD_METHODS
                 if not method.startswith("opacus")
             ),
             Strategy("ggn", _ggn, ("draws", "graph")),
             Strategy("hutchinson", _hutchinson, ("draws",)),
             *(
-                Strategy(f"prune-{method}", _pruning(method), ("density",), backward=False)
+                Strategy(
+                    f"prune-{method}",
+                    partial(_pruning, method=method),
+                    ("density",),
+                    backward=False,
+                )
                 for method in PRUNED
             ),
         )
