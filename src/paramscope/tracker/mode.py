@@ -18,9 +18,11 @@ from paramscope.tracker.categories import (
     OPTIMIZER_STATES,
     PARAMETERS,
     ROLES,
+    TEMPORARIES,
     made_as,
 )
 from paramscope.tracker.ledger import Ledger, Mark, Peak, Timeline
+from paramscope.tracker.scratch import scratch_bytes
 from paramscope.tracker.storages import Counted, Rounding, rounded, storages_of
 
 FRESH = (torch.ops.aten.lift_fresh.default,)  # how the new tensor of `torch.tensor` comes along
@@ -65,6 +67,8 @@ class MemoryTracker(TorchDispatchMode):
             blocks of torch's CUDA allocator, also of fake CPU tensors (`storages.rounded`).
         timeline: keep what is held after each event, 8 bytes a category and event.
         device_type: count the tensors on such devices alone ("cuda"); None counts all.
+        scratch: count what CPU kernels hold while they run (`scratch.scratch_bytes`), too, as
+            torch's profiler does; not where rounding is "cuda".
     """
 
     def __init__(
@@ -73,11 +77,12 @@ class MemoryTracker(TorchDispatchMode):
         rounding: Rounding = "none",
         timeline: bool = False,
         device_type: str | None = None,
+        scratch: bool = True,
     ) -> None:
-        # torch declares no types for its mode's constructor
         super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
         self._rounding: Rounding = rounding
         self._device_type = device_type
+        self._scratch = scratch and rounding == "none" and device_type in (None, "cpu")
         self._ledger = Ledger(timeline)
         self._storages: dict[int, Counted] = {}
         self._operations = 0
@@ -227,7 +232,12 @@ class MemoryTracker(TorchDispatchMode):
             known = self._storages.get(key)
             if size != (known.asked if known is not None else before.get(key)):
                 self._count(storage, key, size)
+        held = scratch_bytes(func, args) if self._scratch else 0
+        if held:
+            self._ledger.add(TEMPORARIES, held)
         self._ledger.event(func, self._operations)
+        if held:
+            self._ledger.add(TEMPORARIES, -held)
         return result
 
     def _count(self, storage: UntypedStorage, key: int, size: int) -> None:

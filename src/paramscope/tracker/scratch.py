@@ -1,0 +1,73 @@
+"""What CPU kernels hold for themselves while they run, which no dispatched operation shows.
+
+torch's profiler shows these allocations, so they are counted by the kernel's own formula. Of
+the kernels on the way of a language model only flash attention has such scratch.
+
+Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp; the tests hold these
+formulas to the profiler. In half precision two things are left out that hang on the processor:
+packed copies of keys and values in the forward, and oneDNN's products in the backward.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEYS = 512  # kv_split_size
+QUERIES = ((768, 256), (192, 64), (0, 32))  # from so many queries on, q_split_size
+
+
+def scratch_bytes(func: Callable[..., Any], args: Sequence[Any]) -> int:
+    """Bytes that the CPU kernel of an operation holds beside its arguments and results.
+
+    Each of torch's threads has scratch of its own.
+
+    Args:
+        func: the operation.
+        args: its arguments by position.
+    """
+    rule = SCRATCH.get(func)
+    return 0 if rule is None else rule(args, torch.get_num_threads())
+
+
+def _forward(args: Sequence[Any], threads: int) -> int:
+    query, key, *_ = args
+    rows, columns = _tile(query, key)
+    products, weights = _widths(query)
+    maximum_and_sum = 2 * rows
+    wide = rows * columns + maximum_and_sum + rows * query.shape[-1]
+    return threads * (wide * products + rows * columns * weights)
+
+
+def _backward(args: Sequence[Any], threads: int) -> int:
+    gradient, query, key, *_ = args
+    rows, columns = _tile(query, key)
+    products, weights = _widths(query)
+    weights_and_gradients = 2 * rows * columns
+    held = threads * weights_and_gradients * (products + weights) + rows * products
+    if not gradient.transpose(1, 2).is_contiguous():
+        held += gradient.numel() * gradient.element_size()  # a copy that is
+    return held
+
+
+def _tile(query: Tensor, key: Tensor) -> tuple[int, int]:
+    queries, keys = query.shape[-2], key.shape[-2]
+    split = next(size for least, size in QUERIES if queries >= least)
+    return min(split, queries), min(KEYS, keys)
+
+
+def _widths(query: Tensor) -> tuple[int, int]:
+    """Bytes of a number that is summed up, and of one in half precision, 0 where none is."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return (4, 2) if half else (query.element_size(), 0)
+
+
+_aten = torch.ops.aten
+SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any], int], int]] = MappingProxyType(
+    {
+        _aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,
+        _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
+    }
+)
