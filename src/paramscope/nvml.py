@@ -21,9 +21,11 @@ def gpu_memory(device: torch.device) -> dict[str, Any] | None:
     told: dict[str, Any] = dict.fromkeys(("total_bytes", "used_bytes", "free_bytes", "processes"))
     try:
         import pynvml
-
+    except ImportError:
+        return told
+    try:
         pynvml.nvmlInit()
-    except Exception:  # no library, no driver: NVML's errors have no common base before its init
+    except pynvml.NVMLError:  # no driver, or one that this process can't reach
         return told
     try:
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

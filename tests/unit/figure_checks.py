@@ -7,6 +7,7 @@ import sys
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from paramscope.artifacts.digest import imported_modules
 from paramscope.figures.saving import watermark
 from paramscope.figures.style import SMALL, in_style
 
@@ -44,6 +45,14 @@ def laid_out(figures):
             watermark(figure)
             figure.draw_without_rendering()
     return figures
+
+
+def check_imports(name, figures, packages):
+    """Figure `name` hangs on no other of `figures`, and on no package beside `packages`."""
+    modules = imported_modules(f"figures.{name}")
+    assert {module.split(".")[1] for module in modules if "." in module} <= packages
+    drawn = {f"paramscope.figures.{figure}" for figure in figures} & modules
+    assert drawn == {f"paramscope.figures.{name}"}
 
 
 def with_gid(axes, gid):

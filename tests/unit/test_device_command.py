@@ -8,8 +8,9 @@ import typer
 from typer.testing import CliRunner
 
 from paramscope import machine
-from paramscope.cli.device import amount, device
+from paramscope.cli.device import device
 from paramscope.planner.known_devices import KNOWN, margin_bytes, usable_bytes
+from paramscope.units import amount
 from tests.unit.test_planner_local import AVAILABLE, GIB, TOTAL, Tree, two_gpus
 
 __all__ = ["two_gpus"]

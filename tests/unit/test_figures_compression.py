@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from paramscope.artifacts.digest import imported_modules
 from paramscope.errors import ArtifactError
 from paramscope.figures.density_frontier import density_frontier
 from paramscope.figures.layer_sparsity import block_shares, layer_sparsity
-from paramscope.figures.memory_per_epoch import memory_per_epoch, unit_of
+from paramscope.figures.memory_per_epoch import memory_per_epoch
 from paramscope.figures.perplexity_trend import perplexity_trend
 from paramscope.figures.pruned import (
     LOOKS,
@@ -26,7 +25,8 @@ from paramscope.figures.pruned import (
     round_ticks,
 )
 from paramscope.figures.style import new_figure
-from tests.unit.figure_checks import check_type, laid_out, said, with_gid
+from paramscope.units import unit_of
+from tests.unit.figure_checks import check_imports, check_type, laid_out, said, with_gid
 
 FIGURES = ("perplexity_trend", "density_frontier", "layer_sparsity", "memory_per_epoch")
 METHODS = ("magnitude", "wanda", "sparsegpt", "gradual", "admm")
@@ -370,9 +370,4 @@ def test_no_text_lies_in_a_neighbouring_panel(name, drawn):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_hangs_on_no_other_figure(name):
-    modules = imported_modules(f"figures.{name}")
-    assert {module.split(".")[1] for module in modules if "." in module} <= {
-        *("errors", "figures", "names"),
-    }
-    drawn = {f"paramscope.figures.{figure}" for figure in FIGURES} & modules
-    assert drawn == {f"paramscope.figures.{name}"}
+    check_imports(name, FIGURES, {"errors", "figures", "names", "units"})

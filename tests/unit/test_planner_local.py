@@ -173,7 +173,7 @@ def test_a_group_outside_the_mount_is_the_mount(tree, group):
     assert tree.memory().limit.bytes == 4 * GIB
 
 
-def test_mounts_that_are_not_told_are_where_they_use_to_be(tree):
+def test_mounts_that_are_not_told_are_where_they_usually_are(tree):
     tree.write("proc/self/cgroup", "0::/job")
     tree.write("sys/fs/cgroup/job/memory.max", 4 * GIB)
     assert tree.memory().limit.bytes == 4 * GIB

@@ -178,7 +178,8 @@ def test_memtracker_sees_the_same(batch):
         learn(model, *batch)
     cpu = torch.device("cpu")
     assert tracker.peak_bytes == other.get_tracker_snapshot("peak")[cpu]["Total"]
-    assert tracker.peak_bytes > 1_300_000
+    # At the least parameters and gradients, and the forward's wide values in between.
+    assert tracker.peak_bytes > 2 * 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_function_transforms_are_seen(batch):

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from paramscope.units import amount
+
 if TYPE_CHECKING:
     from paramscope.planner.known_devices import Device
     from paramscope.planner.local import LocalDevice
@@ -95,8 +97,3 @@ def usable(row: dict[str, Any]) -> str:
     """What a known device has, and how much of that is usable."""
     held = f", {amount(row['held_bytes'])} held by the system" if row["held_bytes"] else ""
     return f"{amount(row['memory_bytes'])}{held}, {amount(row['usable_bytes'])} usable"
-
-
-def amount(size: int | None) -> str:
-    """Bytes in GB (10⁹), or that they are not known."""
-    return "unknown" if size is None else f"{size / 1e9:,.1f} GB"

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
+from paramscope.units import amount
+
 if TYPE_CHECKING:
     from paramscope.persample.graphs import Graph
     from paramscope.planner.advice import Adviser
@@ -167,11 +169,3 @@ def line(row: dict[str, Any]) -> str:
     if row.get("largest_batch"):
         told += f"; largest batch {row['largest_batch']:,}"
     return f"{row['strategy']:<18}{amount(row['total_bytes']):>10}  {told}\n{'':<30}{most}"
-
-
-def amount(size: float) -> str:
-    """Bytes in words."""
-    for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"

@@ -17,8 +17,8 @@ from paramscope.artifacts.profiles import (
     variant_told,
     workload_told,
 )
-from paramscope.figures.units import time_unit_of, unit_of
 from paramscope.names import DPSGD_PARTS
+from paramscope.units import time_unit_of, unit_of
 
 NOTHING = "-"
 RATIO = "x vanilla"

@@ -1,7 +1,7 @@
 """The methods by name, and a step of training with any of them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch.optim import Optimizer
@@ -53,6 +53,14 @@ class Step(Protocol):
 
     def zero_grad(self, set_to_none: bool = True) -> Any:
         """Let the gradients go."""
+
+
+@runtime_checkable
+class OwnStep(Protocol):
+    """A method that brings what ends its steps."""
+
+    def private(self, optimizer: Optimizer, generator: torch.Generator | None) -> Step:
+        """The optimizer that adds noise and steps."""
 
 
 @dataclass
@@ -124,9 +132,6 @@ def make_step(
     """What ends a logical step of `method`: Opacus' methods bring their own, vanilla has none."""
     if isinstance(method, Vanilla):
         return optimizer
-    own = getattr(method, "private", None)
-    if own is not None:
-        generator = torch.Generator(model.device).manual_seed(seed)
-        step: Step = own(optimizer, generator)
-        return step
+    if isinstance(method, OwnStep):
+        return method.private(optimizer, torch.Generator(model.device).manual_seed(seed))
     return NoisyStep(optimizer, model, privacy, Noise(seed, model.device))

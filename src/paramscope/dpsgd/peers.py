@@ -114,7 +114,7 @@ def _opacus() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
+    except Exception as error:  # of a model that it can't do Opacus raises what it runs into
         if isinstance(error, ParamscopeError) or out_of_memory(error):
             raise
         first = next(iter(str(error).strip().splitlines()), "")

@@ -8,8 +8,8 @@ import gc
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from paramscope.tracker import (
     MemoryTracker,
     Timeline,
 )
+from paramscope.tracker.thinning import spread
 
 PARTS = {
     PARAMETERS: PARAMETERS,
@@ -59,7 +60,7 @@ def measure(case: Case, device: torch.device, warmup: int, iterations: int) -> d
     timed = _timed(case, device, warmup, iterations)
     if device.type == "cuda":
         highest = timed["max_allocated_bytes"]
-        tracked["explained"] = min(1.0, tracked["peak"]["bytes"] / highest)
+        tracked["explained"] = tracked["peak"]["bytes"] / highest
     return tracked | timed | {"device": describe_device(device), "predicted": False}
 
 
@@ -87,9 +88,9 @@ def count(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
         device_type=device.type if device.type == "cuda" else None,
     )
 
-    def told(name: str) -> None:
-        tracker.mark(name)
-        snapshots.append({"name": name, **_now(device)})
+    def told(name: str, within: str = "") -> None:
+        tracker.mark(within + name)
+        snapshots.append({"name": within + name, **_now(device)})
 
     with tracker:
         training = build(case, device, told, tracker)
@@ -98,7 +99,7 @@ def count(case: Case, device: torch.device, warmup: int) -> dict[str, Any]:
         told("3_after_warmup")
         tracker.reset_peak()
         for i in tqdm(range(TRACKED), desc="counting memory", unit="iteration"):
-            iterate(training, lambda name, i=i: told(f"iter{i}_{name}"))  # type: ignore[misc]
+            iterate(training, partial(told, within=f"iter{i}_"))
     peak, timeline = tracker.peak, tracker.timeline()
     for snapshot, mark in zip(snapshots, timeline.marks, strict=True):
         snapshot["by_part"] = by_part(mark.by_category)
@@ -155,8 +156,7 @@ def last_iteration(timeline: Timeline) -> dict[str, Any]:
     marks = timeline.marks[begin:]
     first, last = marks[0].event, marks[-1].event
     highest = first + int(timeline.live_bytes[first : last + 1].argmax())
-    kept = np.linspace(first, last, min(POINTS - len(marks) - 1, last - first + 1)).astype(int)
-    events = np.unique([*kept, highest, *(mark.event for mark in marks)])
+    events = spread(first, last, POINTS, (highest, *(mark.event for mark in marks)))
     parts = dict.fromkeys([*PARTS.values(), OTHER], np.zeros(len(events), np.int64))
     for category, column in timeline.by_category.items():
         name = PARTS.get(category, OTHER)
@@ -174,20 +174,18 @@ def last_iteration(timeline: Timeline) -> dict[str, Any]:
 
 def _timed(case: Case, device: torch.device, warmup: int, iterations: int) -> dict[str, Any]:
     rows = []
-    with ExitStack() as stack:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        training = build(case, device)
-        bar = stack.enter_context(tqdm(total=warmup + iterations, desc="timing", unit="iteration"))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    training = build(case, device)
+    with tqdm(total=warmup + iterations, desc="timing", unit="iteration") as bar:
         for i in range(warmup + iterations):
             if i == warmup and device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            times = [_clock(device)]
-            iterate(training, lambda name: times.append(_clock(device)))  # noqa: B023  # at once
+            times: list[float] = []
+            iterate(training, partial(_clock_in, times, device))
             bar.update()
             if i >= warmup:
-                _, *parts = np.diff(times)
-                forward, backward, step = (float(part) for part in parts)
+                forward, backward, step = (float(part) for part in np.diff(times))
                 rows.append({
                     "wall_s": forward + backward + step,
                     "forward_s": forward,
@@ -211,10 +209,11 @@ def _timed(case: Case, device: torch.device, warmup: int, iterations: int) -> di
     }
 
 
-def _clock(device: torch.device) -> float:
+def _clock_in(times: list[float], device: torch.device, phase: str) -> None:
+    """Note when a phase begins or ends."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    times.append(time.perf_counter())
 
 
 def _now(device: torch.device) -> dict[str, Any]:
@@ -229,5 +228,4 @@ def _now(device: torch.device) -> dict[str, Any]:
             "total_bytes": total,
             "nvml": gpu_memory(device),
         }
-    with torch.utils._python_dispatch._disable_current_modes() if cuda is None else nullcontext():
-        return {"rss_bytes": psutil.Process().memory_info().rss, "cuda": cuda}
+    return {"rss_bytes": psutil.Process().memory_info().rss, "cuda": cuda}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from paramscope.artifacts.profiles import Profile, told
 from paramscope.errors import ParamscopeError, RequestError
-from paramscope.figures.units import unit_of
 from paramscope.names import DPSGD_PARTS
+from paramscope.units import unit_of
 
 TOTAL = "total"
 LEAST = 0.001  # of the baseline's peak: what a part must grow by to be remarked on

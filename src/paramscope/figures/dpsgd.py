@@ -35,6 +35,7 @@ METHOD_LOOKS = {
 }
 OTHERS = ("#777777", "h")  # a method that is not known here
 REASON = 150  # characters of a refusal's reason at most
+NOTE_WIDTH = 118  # characters of a note that fit a figure of style.DOUBLE's width
 PREDICTED: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.9, "linestyle": (0, (2.5, 1.5))}
 
 
@@ -63,9 +64,9 @@ def shortened(text: str, most: int = REASON) -> str:
     return textwrap.shorten(line, most, placeholder=" …") if len(line) > most else line
 
 
-def wrapped(notes: Iterable[str], width: int) -> str:
-    """Notes, each on lines of its own of `width` characters at most."""
-    return "\n".join(line for text in notes for line in textwrap.wrap(text, width))
+def wrapped(notes: Iterable[str]) -> str:
+    """Notes, each on lines of its own of `NOTE_WIDTH` characters at most."""
+    return "\n".join(line for text in notes for line in textwrap.wrap(text, NOTE_WIDTH))
 
 
 def part_style(part: str) -> dict[str, Any]:

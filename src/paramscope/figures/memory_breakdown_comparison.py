@@ -27,12 +27,11 @@ from paramscope.figures.dpsgd import (
     wrapped,
 )
 from paramscope.figures.style import DOUBLE, GREY, INK, NOTHING, SMALL, head, new_figure, styled
-from paramscope.figures.units import POWERS, unit_of
 from paramscope.names import DPSGD_PARTS
+from paramscope.units import POWERS, unit_of
 
 THICK = 0.68  # of a row
 FEWEST = 4  # rows that there is room for
-NOTE_WIDTH = 118  # characters
 NET: dict[str, Any] = {"marker": "D", "color": INK, "markersize": 3.2, "linestyle": "none"}
 COLUMN_ENDS = (46, 76)  # pt right of the second panel: where its two columns of numbers end
 WHOLE = 0.995  # of a peak; a greater share with a name is not remarked on
@@ -193,7 +192,7 @@ def _notes(shown: list[Profile], refused: list[Profile], vanilla: Profile | None
             notes.append(
                 f"{told(profile)}: the parts are {share} of what the device's allocator held"
             )
-    return wrapped(notes, NOTE_WIDTH)
+    return wrapped(notes)
 
 
 def _signed(value: float) -> str:

@@ -19,7 +19,7 @@ from paramscope.figures.pruned import (
     panels,
 )
 from paramscope.figures.style import DOUBLE, GREY, count, head, new_figure, styled
-from paramscope.figures.units import POWERS, unit_of
+from paramscope.units import POWERS, unit_of
 
 BEFORE, PEAK, TOTAL = MEMORY = (
     "memory_before_bytes",

@@ -15,12 +15,11 @@ from paramscope.errors import ArtifactError
 from paramscope.figures.dpsgd import drawable, part_handles, part_style, refusals, wrapped
 from paramscope.figures.pruned import panels
 from paramscope.figures.style import DOUBLE, GREY, INK, SMALL, head, letter, new_figure, styled
-from paramscope.figures.units import POWERS, unit_of
 from paramscope.names import DPSGD_PARTS
+from paramscope.units import POWERS, unit_of
 
 COLUMNS = 3  # as `panels` has them
 ENDS = {"after_forward": "forward", "after_backward": "backward", "after_step": "step"}
-NOTE_WIDTH = 118  # characters
 OPERATION = 22  # characters
 GAP = 0.03  # of the axes' width between two phases' names
 
@@ -45,7 +44,7 @@ def memory_timeline(profiles: Iterable[Profile], workload: str) -> Figure:
     highest = max(max(profile["timeline"]["live_bytes"]) for profile in shown)
     size, unit = unit_of(highest)
     rows = -(-len(shown) // COLUMNS)
-    notes = wrapped(refusals(refused), NOTE_WIDTH)
+    notes = wrapped(refusals(refused))
     figure = new_figure(DOUBLE, 1.45 + 1.55 * rows + 0.14 * len(notes.splitlines()))
     head(
         figure,

@@ -21,11 +21,10 @@ from paramscope.figures.dpsgd import drawable, method_style, refusals, wrapped
 from paramscope.figures.point_labels import label_points
 from paramscope.figures.pruned import log_axis
 from paramscope.figures.style import DOUBLE, GREY, SMALL, head, new_figure, styled
-from paramscope.figures.units import POWERS, time_unit_of, unit_of
+from paramscope.units import POWERS, time_unit_of, unit_of
 
 GUIDE: dict[str, Any] = {"color": GREY, "linewidth": 0.7, "linestyle": (0, (5, 2.5)), "zorder": 1}
 BESIDE = 1.03  # room beside the points, so that an axis of alike ones shows no more than it should
-NOTE_WIDTH = 118  # characters
 
 
 @styled
@@ -59,7 +58,7 @@ def performance_tradeoff(profiles: Iterable[Profile], workload: str) -> Figure:
         [float(profile["timing"][key]) / second for profile in timed]
         for key in ("low_s", "median_s", "high_s")
     )
-    below = wrapped(notes, NOTE_WIDTH)
+    below = wrapped(notes)
     figure = new_figure(DOUBLE, 4.0 + 0.14 * len(below.splitlines()))
     head(
         figure,
@@ -112,7 +111,7 @@ def _timed(shown: list[Profile], vanilla: Profile | None) -> tuple[list[Profile]
     for profile in shown:
         if not profile["timing"]:
             notes.append(f"{told(profile)}: no time, so no point")
-        elif vanilla and (memory_ratio(profile, vanilla) and time_ratio(profile, vanilla)) is None:
+        elif vanilla and None in (memory_ratio(profile, vanilla), time_ratio(profile, vanilla)):
             notes.append(f"{told(profile)}: on {profile['device']}, vanilla is not; no point")
         else:
             timed.append(profile)

@@ -21,6 +21,7 @@ THIN = np.array([-1.0, -1.0, 1.0, 1.0])  # pt added around what is drawn, such a
 CLASH = 1e3  # what an overlap costs in pt of distance
 CROSSED = 60.0  # what a line through a label or point costs
 
+Pairs = NDArray[np.float64]  # [n, 2]: x and y, or width and height
 Boxes = NDArray[np.float64]  # [n, 4]: left, bottom, right, top
 
 
@@ -70,7 +71,7 @@ def label_points(
             axes.plot([start[0], stop[0]], [start[1], stop[1]], gid="leader", **line)
 
 
-def place(points: Boxes, sizes: Boxes, frame: NDArray[np.float64], taken: Boxes) -> Boxes:
+def place(points: Pairs, sizes: Pairs, frame: NDArray[np.float64], taken: Boxes) -> Pairs:
     """Offsets [n, 2] of labels' centres from their points, all in one unit.
 
     Each label in turn takes the place that costs least among the others', for a few rounds:
@@ -105,7 +106,7 @@ def place(points: Boxes, sizes: Boxes, frame: NDArray[np.float64], taken: Boxes)
     return offsets
 
 
-def _candidates(size: NDArray[np.float64]) -> Boxes:
+def _candidates(size: NDArray[np.float64]) -> Pairs:
     """Offsets of a label's centre: its edge at each distance, in each direction, right first."""
     ways = []
     for away, angle in product(AWAY, ANGLES):
@@ -114,7 +115,7 @@ def _candidates(size: NDArray[np.float64]) -> Boxes:
     return np.array(ways)
 
 
-def _boxes(centres: Boxes, sizes: Boxes) -> Boxes:
+def _boxes(centres: Pairs, sizes: Pairs) -> Boxes:
     return np.hstack([centres - sizes / 2, centres + sizes / 2])
 
 
@@ -126,7 +127,7 @@ def _overlaps(boxes: Boxes, others: Boxes) -> NDArray[np.int64]:
     return number
 
 
-def _crossings(start: NDArray[np.float64], ends: Boxes, boxes: Boxes) -> NDArray[np.int64]:
+def _crossings(start: NDArray[np.float64], ends: Pairs, boxes: Boxes) -> NDArray[np.int64]:
     """How many of `boxes` the straight line from `start` to each end goes through."""
     along = np.linspace(0.1, 1.0, 24)[:, None, None]
     path = start + along * (ends - start)[None]  # [24, n, 2]

@@ -189,8 +189,8 @@ def _epsilon_axis(
     epsilons = [float(row["epsilon"]) for row in private]
     ends = _ends(epsilons)
     pad = (ends[1] / ends[0]) ** 0.09
-    low = (ends[0] if left else min(epsilons) / 1.5) / pad
-    high = (ends[1] if right else max(epsilons) * 1.5) * pad
+    low = (min(epsilons) / 1.5 if left is None else ends[0]) / pad
+    high = (max(epsilons) * 1.5 if right is None else ends[1]) * pad
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     ticks: list[float] = []
@@ -202,7 +202,7 @@ def _epsilon_axis(
         (left, "base\n(0)", min(epsilons)),
         (right, "∞\n(not private)", max(epsilons)),
     ):
-        if end:
+        if end is not None:
             ticks.append(end)
             labels.append(label)
             axes.annotate(

@@ -175,7 +175,8 @@ def reserved_bytes(sizes: Iterable[int]) -> int:
             block = segment_bytes(size)
             total += block
         left = block - size
-        if left >= CUDA_BLOCK_BYTES if small else left > SMALL_BYTES:
+        stays = left >= CUDA_BLOCK_BYTES if small else left > SMALL_BYTES
+        if stays:
             insort(free[small], left)
     return total
 

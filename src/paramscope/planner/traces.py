@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from paramscope.dpsgd.profile import POINTS, by_part
 from paramscope.names import DPSGD_PARTS
 from paramscope.tracker import Timeline
+from paramscope.tracker.thinning import spread
 
 FEW = (2, 3, 4)  # layers of the runs that are extrapolated from
 
@@ -97,10 +98,8 @@ def thinned(trace: Trace) -> dict[str, Any]:
     parts = np.concatenate([phase.parts for phase in trace])
     held = parts.sum(1)
     ends = np.cumsum([len(phase.parts) for phase in trace])
-    must = {int(held.argmax()), *(int(end) - 1 for end in ends if end)}
-    room = max(2, POINTS - len(must))
-    spread = np.linspace(0, len(held) - 1, min(room, len(held))).astype(int)
-    events = np.unique([*spread, *must])
+    kept = (int(held.argmax()), *(int(end) - 1 for end in ends if end))
+    events = spread(0, len(held) - 1, POINTS, kept)
     return {
         "live_bytes": held[events].tolist(),
         "by_part": {
