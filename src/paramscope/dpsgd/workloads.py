@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from paramscope.errors import RequestError
+from paramscope.models.load import Architecture, opt_config, random_model
 from paramscope.models.sequences import Sequences
 
 FAMILIES = ("llama", "opt", "gpt2")
@@ -62,14 +63,13 @@ def architecture(workload: Workload) -> PretrainedConfig:
     """The configuration of the workload's model; without dropout."""
     w = workload
     if w.family == "opt":
-        from transformers import OPTConfig
-
-        return OPTConfig(
-            vocab_size=w.vocabulary, hidden_size=w.hidden, word_embed_proj_dim=w.hidden,
-            num_hidden_layers=w.layers, num_attention_heads=w.heads, ffn_dim=w.ffn,
-            max_position_embeddings=w.length, dropout=0.0, attention_dropout=0.0,
+        return opt_config(
+            Architecture(w.hidden, w.layers, w.heads, w.ffn, positions=w.length),
+            w.vocabulary,
+            dropout=0.0,
+            attention_dropout=0.0,
             tie_word_embeddings=w.tied,
-        )  # fmt: skip
+        )
     if w.family == "gpt2":
         from transformers import GPT2Config
 
@@ -92,11 +92,7 @@ def new_model(
 ) -> PreTrainedModel:
     """The workload's model at random weights, ready to be trained."""
     torch.manual_seed(seed)
-    with device:  # made there: fake parameters can't be moved
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            architecture(workload), attn_implementation="sdpa", dtype=dtype
-        )
-    return model.train()
+    return random_model(architecture(workload), dtype, device).train()
 
 
 def new_batch(workload: Workload, device: torch.device, seed: int = 0) -> Sequences:

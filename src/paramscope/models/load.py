@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from paramscope.errors import ArtifactError, RequestError
@@ -24,24 +25,41 @@ class Architecture:
     positions: int
 
 
+def opt_config(architecture: Architecture, vocabulary: int, **settings: Any) -> PretrainedConfig:
+    """The configuration of an OPT model of these sizes; `settings` are more of it, or instead.
+
+    What is not given is as published: dropout 0.1, the head tied to the token embedding.
+    """
+    from transformers import OPTConfig
+
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": architecture.hidden,
+        "word_embed_proj_dim": architecture.hidden,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "ffn_dim": architecture.ffn,
+        "max_position_embeddings": architecture.positions,
+    }
+    return OPTConfig(**(sizes | settings))
+
+
+def random_model(
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """A causal language model of `config` at its architecture's random weights, on `device`."""
+    with device:  # made there: fake parameters can't be moved
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=dtype
+        )
+    return model
+
+
 def new_opt(architecture: Architecture, vocabulary: int, seed: int) -> PreTrainedModel:
     """An OPT model at random weights: the published initialisation, no dropout, head tied."""
-    from transformers import OPTConfig, OPTForCausalLM
-
+    config = opt_config(architecture, vocabulary, dropout=0.0, attention_dropout=0.0)
     torch.manual_seed(seed)
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=vocabulary,
-            hidden_size=architecture.hidden,
-            word_embed_proj_dim=architecture.hidden,
-            num_hidden_layers=architecture.layers,
-            num_attention_heads=architecture.heads,
-            ffn_dim=architecture.ffn,
-            max_position_embeddings=architecture.positions,
-            dropout=0.0,
-            attention_dropout=0.0,
-        )
-    )
+    return random_model(config, torch.float32, torch.device("cpu"))
 
 
 def load_model(

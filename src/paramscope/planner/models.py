@@ -16,14 +16,13 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from paramscope.errors import RequestError
 from paramscope.models.faking import faked
-from paramscope.models.load import Architecture
+from paramscope.models.load import Architecture, opt_config, random_model
 
 Source: TypeAlias = str | Path | PretrainedConfig
 
@@ -67,7 +66,7 @@ def configuration(source: Source) -> PretrainedConfig:
     if isinstance(source, PretrainedConfig):
         found = deepcopy(source)
     elif isinstance(source, str) and source in PRESETS:
-        return _preset(source)
+        return opt_config(PRESETS[source], VOCABULARY, **DIFFERENT.get(source, {}))
     else:
         found = _read(source)
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -77,22 +76,6 @@ def configuration(source: Source) -> PretrainedConfig:
             f"or a preset: {', '.join(PRESETS)}"
         )
     return found
-
-
-def _preset(name: str) -> PretrainedConfig:
-    from transformers import OPTConfig
-
-    sizes = PRESETS[name]
-    settings = {"word_embed_proj_dim": sizes.hidden} | dict(DIFFERENT.get(name, {}))
-    return OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        ffn_dim=sizes.ffn,
-        max_position_embeddings=sizes.positions,
-        **settings,
-    )
 
 
 def _read(source: str | Path) -> PretrainedConfig:
@@ -169,10 +152,7 @@ def new_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         RequestError: transformers can't build it with torch's own attention.
     """
     try:
-        with torch.device("cpu"):  # made there: fake parameters can't be moved
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation="sdpa", dtype=dtype
-            )
+        model = random_model(config, dtype, torch.device("cpu"))
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RequestError(
