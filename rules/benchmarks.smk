@@ -99,8 +99,12 @@ rule benchmark_partition:
 rule benchmark_compression:
     input:
         scripts=expand(
-            "tests/benchmarks/compression{part}.py",
-            part=["", "_job", "_cases", "_oracle", "_published", "_steps", "_goals"],
+            "tests/benchmarks/{name}.py",
+            name=[
+                *("compression", "compression_job", "compression_cases", "compression_oracle"),
+                *("compression_published", "compression_steps", "compression_goals"),
+                *("goals", "jobs"),
+            ],
         ),
         target=multiext(f"{RESULTS}/target/", *WEIGHTS),
         calibration=f"{RESULTS}/corpus/calibration.parquet",
@@ -128,7 +132,10 @@ rule benchmark_compression:
 
 rule benchmark_dpsgd:
     input:
-        scripts=expand("tests/benchmarks/dpsgd{part}.py", part=["", "_job"]),
+        scripts=expand(
+            "tests/benchmarks/{name}.py",
+            name=["dpsgd", "dpsgd_job", "goals", "jobs"],
+        ),
     output:
         "results/benchmarks/dpsgd.json",
     params:

@@ -8,11 +8,9 @@ that the machine's other work falls on both alike. Such a process is this module
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +19,9 @@ from tqdm import tqdm
 from typer import Argument, BadParameter, Option, run
 
 from tests.benchmarks.compression_job import Job
+from tests.benchmarks.jobs import commit, processor, run_job
 
-ROOT = Path(__file__).parents[2]
 CASES = ("accuracy", "steps", "checkpoint", "flow")
-# Threads that wait in a loop took four times as long where other work shared the cores.
-SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 MODULES = ("compression.methods", "compression.masked_adamw", "compression.compact", "tracker")
 
 
@@ -59,8 +55,10 @@ def compression(
     unknown = ", ".join(sorted(set(cases) - set(CASES)))
     if unknown:
         raise BadParameter(f"no case {unknown}; known are {', '.join(CASES)}")
-    notes = {s.name: file_digest(s)[:16] for s in sorted(Path(__file__).parent.glob("compress*"))}
-    device = f"cpu, {threads} thread(s); {_processor()}"
+    here = Path(__file__).parent
+    scripts = [*sorted(here.glob("compress*")), here / "goals.py", here / "jobs.py"]
+    notes = {script.name: file_digest(script)[:16] for script in scripts}
+    device = f"cpu, {threads} thread(s); {processor()}"
     made_by = provenance(MODULES[0], arguments, device=device, notes=notes)
     made_by = replace(made_by, code=code_digest(*MODULES))
     job = Job(
@@ -71,8 +69,9 @@ def compression(
     load = os.getloadavg()[0]
     found: dict[str, list[dict]] = defaultdict(list)
     for each in (bar := tqdm(jobs, "compression benchmark", unit="process")):
-        bar.set_postfix_str(f"{each.case} {each.subject} {each.contender}")
-        result = _run(each)
+        name = f"{each.case} {each.subject} {each.contender}"
+        bar.set_postfix_str(name)
+        result = run_job("tests.benchmarks.compression", each, name)
         made_by = replace(made_by, versions=result.pop("versions"))
         found[each.case].append({"subject": each.subject} | result)
     if "flow" in found:
@@ -85,7 +84,7 @@ def compression(
     about = {
         "what": "compression: accuracy, optimizer, checkpoint, time and memory beside references",
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "device": device,
         "load_before": load,
         "density": density,
@@ -114,40 +113,6 @@ def _jobs(job: Job, batch: int, hidden: int, step_hidden: int) -> list[Job]:
             if not turn and batch > 1:
                 listed.append(replace(pair[1], batch=batch))
     return listed
-
-
-def _run(job: Job) -> dict:
-    """Run one process to its end and read what it measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "job.json"
-        job = replace(job, result=str(Path(folder) / "result.json"))
-        told.write_text(json.dumps(asdict(job)))
-        threads = str(job.threads)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        alike = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "TQDM_DISABLE": "1",
-        } | SLEEPING
-        command = [sys.executable, "-m", "tests.benchmarks.compression", "--job", str(told)]
-        environment = os.environ | alike | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, env=environment, check=False)
-        if done.returncode:
-            sys.exit(f"{job.case} {job.subject} {job.contender} ended with {done.returncode}")
-        return json.loads(Path(job.result).read_text())
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else f"{os.cpu_count()} processors"
-
-
-def _commit() -> str | None:
-    """The commit that was measured, with "-dirty" where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from paramscope.compression.masked_adamw import MaskedAdamW
 from paramscope.compression.methods import prune
 from paramscope.compression.signed_zeros import apply_masks
 from paramscope.tracker import MemoryTracker
-from tests.benchmarks.compression_goals import quartiles
+from tests.benchmarks.goals import quartiles
 
 IMPLEMENTATIONS = {
     "for_loop": {"foreach": False, "fused": None},

@@ -11,11 +11,9 @@ with `--job`.
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +21,9 @@ from typing import Annotated
 from tqdm import tqdm
 from typer import Argument, Option, run
 
-from tests.benchmarks.compression import ROOT, SLEEPING, _commit, _processor
-from tests.benchmarks.compression_goals import Goal, quartiles
 from tests.benchmarks.dpsgd_job import Job
+from tests.benchmarks.goals import Goal, quartiles
+from tests.benchmarks.jobs import commit, processor, run_job
 
 SHAPES = ((256, 4), (1024, 2), (2048, 1), (2048, 2))  # tokens, samples
 METHODS = ("bk", "bk+chunk", "per_layer", "flash", "ghost", "micro", "opacus_hooks", "opacus_ghost")
@@ -63,13 +61,15 @@ def dpsgd(
         for turn in range(rounds)
         for name in (methods[::-1] if turn % 2 else methods)
     ]
-    device = f"cpu, {threads} thread(s); {_processor()}"
+    device = f"cpu, {threads} thread(s); {processor()}"
     made_by = replace(provenance(MODULES[0], arguments, device=device), code=code_digest(*MODULES))
     load = os.getloadavg()[0]
     found: dict[tuple[int, int], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for job in (bar := tqdm(jobs, "DP-SGD benchmark", unit="process")):
-        bar.set_postfix_str(f"{job.method} T {job.tokens} B {job.samples}")
-        found[job.tokens, job.samples][job.method].append(_run(job))
+        name = f"{job.method} T {job.tokens} B {job.samples}"
+        bar.set_postfix_str(name)
+        result = run_job("tests.benchmarks.dpsgd", job, name)
+        found[job.tokens, job.samples][job.method].append(result)
     cases = [
         {"tokens": tokens, "samples": samples, "method": name} | summary(runs)
         for (tokens, samples), by_method in found.items()
@@ -79,7 +79,7 @@ def dpsgd(
     about = {
         "what": "DP-SGD by method: time and peak memory over plain training, gradient error",
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "device": device,
         "load_before": load,
         "model": f"Llama {hidden} x {layers}, vocabulary 2,000, untied, float32, AdamW",
@@ -136,22 +136,6 @@ def goals(cases: list[dict]) -> list[Goal]:
         found.append(Goal(f"peak of {LEAN} over plain, {place}", "", 0.46, case["memory"]))
         found.append(Goal(f"time of {LEAN}, {place}", "", 1.35, case["time"]["median"]))
     return found
-
-
-def _run(job: Job) -> dict:
-    """Run one process to its end and read what it measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "job.json"
-        job = replace(job, result=str(Path(folder) / "result.json"))
-        told.write_text(json.dumps(asdict(job)))
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        alike = {"OMP_NUM_THREADS": str(job.threads), "TQDM_DISABLE": "1"} | SLEEPING
-        environment = os.environ | alike | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "tests.benchmarks.dpsgd", "--job", str(told)]
-        done = subprocess.run(command, env=environment, check=False)
-        if done.returncode:
-            sys.exit(f"{job.method} T {job.tokens} B {job.samples} ended with {done.returncode}")
-        return json.loads(Path(job.result).read_text())
 
 
 if __name__ == "__main__":

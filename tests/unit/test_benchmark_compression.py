@@ -22,10 +22,11 @@ from paramscope.models.sequences import Sequences
 from paramscope.models.tokenizer import save_tokenizer, train_tokenizer
 from tests.benchmarks import compression_cases
 from tests.benchmarks.compression import compression
-from tests.benchmarks.compression_goals import Goal, flow_summary, goals
+from tests.benchmarks.compression_goals import flow_summary, goals
 from tests.benchmarks.compression_job import Job
 from tests.benchmarks.compression_oracle import brain_surgeon, second_moments
 from tests.benchmarks.compression_published import published
+from tests.benchmarks.goals import Goal
 
 TEXT = [f"the {a} {b} sat on the {c}" for a in ("red", "old") for b in ("cat", "dog", "fox")
         for c in ("mat", "log", "hill", "step")]  # fmt: skip

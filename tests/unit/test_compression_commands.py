@@ -37,13 +37,18 @@ def write_text(path, texts):
     return path
 
 
+def make_model(folder):
+    """An OPT of two blocks at random weights, with its tokenizer."""
+    save_tokenizer(train_tokenizer(TEXT, 290), folder)
+    sizes = Architecture(hidden=16, layers=2, heads=2, ffn=32, positions=16)
+    new_opt(sizes, 290, seed=0).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with the dense model, it pruned, and three splits."""
     folder = tmp_path_factory.mktemp("commands")
-    save_tokenizer(train_tokenizer(TEXT, 290), folder / "dense")
-    sizes = Architecture(hidden=16, layers=2, heads=2, ffn=32, positions=16)
-    new_opt(sizes, 290, seed=0).save_pretrained(folder / "dense")
+    make_model(folder / "dense")
     for name, texts in (("public", TEXT[:16]), ("nonmember", TEXT[16:]), ("evaluation", TEXT[8:])):
         write_text(folder / f"{name}.parquet", texts)
     prune(
@@ -112,7 +117,8 @@ def test_continuations_are_scored_of_the_documents_given(made, finetuned, tmp_pa
     """By each of the three models; what a score is, others test."""
     seen = []
 
-    def scores(model, tokenizer, documents, **lengths):
+    def scores(model, tokenizer, documents, *, batch_size, **lengths):
+        lengths["batch"] = batch_size.asked
         seen.append((sum(int((p == 0).sum()) for p in model.parameters()), len(documents), lengths))
         return {"bleu": float(len(seen))}
 
@@ -128,7 +134,7 @@ def test_continuations_are_scored_of_the_documents_given(made, finetuned, tmp_pa
         assert record[stage]["generation"] == {"bleu": float(place)}
     (dense, *_), (pruned, *_), (kept, *_) = seen
     assert dense < kept <= pruned  # what was pruned stays 0
-    lengths = {"prompt_tokens": 3, "new_tokens": 4, "batch_size": 5}
+    lengths = {"prompt_tokens": 3, "new_tokens": 4, "batch": 5}
     assert [(n, given) for _, n, given in seen] == [(len(TEXT[16:]), lengths)] * 3
 
 

@@ -23,6 +23,7 @@ from paramscope.models.load import logits
 from paramscope.models.losses import mean_loss
 from paramscope.models.sequences import padded
 from tests.unit.conftest import make_tiny
+from tests.unit.killed_runs import after_kills
 from tests.unit.test_compression_masked_adamw import random_masks
 
 SCHEDULE = Schedule(epochs=3, batch=4, learning_rate=2e-2)
@@ -79,10 +80,6 @@ def test_finetuning_recovers_and_masks_hold(kind, text, tmp_path):
     )
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(  # saved at each second step, and at an epoch's end: each third
     ("killed_at", "goes_on_at"),
@@ -94,34 +91,21 @@ def test_a_killed_run_goes_on_bit_by_bit(dtype, killed_at, goes_on_at, text, tmp
     expected = finetune(whole, masks, text, judge(text), schedule, seed=3)
     state = tmp_path / "state.pt"
 
-    def run(kill):
-        steps = []
-
-        def on_step(step):
-            steps.append(step.step)
-            if step.step == kill:
-                raise KilledError
-
+    def train(on_step):
         model, masks = pruned(dtype=dtype)
-        found = None
-        try:
-            found = finetune(
-                model, masks, text, judge(text), schedule,
-                seed=3, state=state, save_every=2, on_step=on_step,
-            )  # fmt: skip
-        except KilledError:
-            assert kill is not None
-        return model, found, steps
+        found = finetune(
+            model, masks, text, judge(text), schedule,
+            seed=3, state=state, save_every=2, on_step=lambda told: on_step(told.step),
+        )  # fmt: skip
+        return model, found
 
-    for kill in killed_at:
-        run(kill)
-    model, found, steps = run(None)
+    (model, found), steps = after_kills(train, killed_at)
     assert steps == list(range(goes_on_at, 10))
     for one, other in zip(whole.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
     exact = ["epoch", "step", "perplexity", "best", "training_loss", "learning_rate"]
     pd.testing.assert_frame_equal(found.epochs[exact], expected.epochs[exact], check_exact=True)
-    model, found, steps = run(None)  # a finished run is not run again
+    (model, found), steps = after_kills(train, [])  # a finished run is not run again
     assert steps == []
     assert judge(text)(model).told == expected.epochs["perplexity"].min()
 

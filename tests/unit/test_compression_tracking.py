@@ -94,6 +94,7 @@ def test_tensorboard_reads_what_was_told(tmp_path):
     assert sorted(events.Tags()["scalars"]) == sorted(SHOWN)
     for name in SHOWN:
         read = [(event.step, event.value) for event in events.Scalars(name)]
+        # Kept in float32, whose rounding is 6e-8 of a value at most.
         assert read == [(step, pytest.approx(value, rel=1e-6)) for step, value in EXPECTED[name]]
 
 

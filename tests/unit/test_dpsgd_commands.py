@@ -17,10 +17,14 @@ from paramscope.dpsgd import finetune as finetuning
 from paramscope.dpsgd.accounting import auc_bound, epsilon_spent, one_run_auc_bound
 from paramscope.errors import ArtifactError, RequestError
 from paramscope.figures.privacy_utility import privacy_utility
-from paramscope.models.load import Architecture, new_opt
 from paramscope.models.sequences import load_tokenizer
-from paramscope.models.tokenizer import save_tokenizer, train_tokenizer
-from tests.unit.test_compression_commands import LENGTH, TEXT, transformers_perplexity, write_text
+from tests.unit.test_compression_commands import (
+    LENGTH,
+    TEXT,
+    make_model,
+    transformers_perplexity,
+    write_text,
+)
 
 SHAPES = {"length": LENGTH, "threads": 1}
 
@@ -29,9 +33,7 @@ SHAPES = {"length": LENGTH, "threads": 1}
 def made(tmp_path_factory):
     """A base, members, as many others, evaluation text, two private models and a target."""
     folder = tmp_path_factory.mktemp("dpsgd")
-    save_tokenizer(train_tokenizer(TEXT, 290), folder / "base")
-    sizes = Architecture(hidden=16, layers=2, heads=2, ffn=32, positions=16)
-    new_opt(sizes, 290, seed=0).save_pretrained(folder / "base")
+    make_model(folder / "base")
     splits = {"member": TEXT[:12], "nonmember": TEXT[12:], "evaluation": TEXT[6:18]}
     for name, texts in splits.items():
         write_text(folder / f"{name}.parquet", texts)

@@ -22,6 +22,7 @@ from paramscope.models.saved_state import part_of
 from paramscope.models.sequences import padded
 from tests.unit.conftest import make_tiny
 from tests.unit.dpsgd_oracles import OURS, chosen, clipped_oracle, median_norm, unclipped
+from tests.unit.killed_runs import after_kills
 
 PLAN = Plan(0.4, 5, 1.0, 1.0, physical_batch=2, learning_rate=1e-2)
 RARE = 1e-6  # of a test that holds: how often its interval would miss
@@ -189,10 +190,6 @@ def test_weights_that_are_not_finite_end_it(sequences):
         finetune(model, sequences, dataclasses.replace(PLAN, steps=1), seed=0)
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", ["bk", "micro"])
 @pytest.mark.parametrize(("killed_at", "goes_on_at"), [([1], 1), ([3], 3), ([5, 6], 7), ([9], 10)])
 def test_a_killed_run_goes_on_bit_by_bit(sequences, tmp_path, method, killed_at, goes_on_at):
@@ -203,26 +200,11 @@ def test_a_killed_run_goes_on_bit_by_bit(sequences, tmp_path, method, killed_at,
     assert len(set(expected.batch)) > 2
     state = tmp_path / "state.pt"
 
-    def run(kill):
-        steps = []
+    def train(on_step):
+        model, given = make_tiny(), {"seed": 3, "state": state, "save_every": 2}
+        return model, finetune(model, sequences, plan, **given, on_step=on_step)
 
-        def on_step(step):
-            steps.append(step)
-            if step == kill:
-                raise KilledError
-
-        model, seen = make_tiny(), None
-        try:
-            seen = finetune(
-                model, sequences, plan, seed=3, state=state, save_every=2, on_step=on_step
-            )
-        except KilledError:
-            assert kill is not None
-        return model, seen, steps
-
-    for kill in killed_at:
-        run(kill)
-    model, seen, steps = run(None)
+    (model, seen), steps = after_kills(train, killed_at)
     assert steps == list(range(goes_on_at, 10))
     assert seen == expected
     for one, other in zip(whole.parameters(), model.parameters(), strict=True):

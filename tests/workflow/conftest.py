@@ -63,6 +63,13 @@ class Workplace:
         return counts
 
 
+def copied(workplace, tmp_path_factory, name):
+    """A workplace's copy with its results, in a folder of its own, to make more in."""
+    folder = tmp_path_factory.mktemp(name) / "checkout"
+    shutil.copytree(workplace.folder, folder, symlinks=True)
+    return Workplace(folder)
+
+
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory):
     """The whole study on the micro model, made once; tests leave it as they found it."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 from paramscope.artifacts.records import read_record
 from paramscope.artifacts.tables import read_table
 from paramscope.cli.expand import expand
-from tests.workflow.conftest import Workplace
+from tests.workflow.conftest import Workplace, copied
 
 pytestmark = pytest.mark.workflow
 
@@ -22,9 +22,7 @@ FIGURES = ("perplexity_trend", "density_frontier", "layer_sparsity", "memory_per
 @pytest.fixture(scope="session")
 def study(micro, tmp_path_factory):
     """The micro study's checkout and results with the pruned models made beside them."""
-    folder = tmp_path_factory.mktemp("compression") / "checkout"
-    shutil.copytree(micro.folder, folder, symlinks=True)
-    workplace = Workplace(folder)
+    workplace = copied(micro, tmp_path_factory, "compression")
     planned = workplace.planned("compression")
     assert {"prune", "finetune", "evaluate"} < planned.keys()
     assert not {"corpus", "base", "target"} & planned.keys()

@@ -1,12 +1,10 @@
 """Directions of curvature on the micro model: their responses, and taking them out."""
 
-import shutil
-
 import pytest
 
 from paramscope.artifacts.records import read_record
 from paramscope.artifacts.tables import read_table
-from tests.workflow.conftest import Workplace
+from tests.workflow.conftest import copied
 
 pytestmark = pytest.mark.workflow
 
@@ -16,9 +14,7 @@ KFAC = ("--config", "prm={rules: [curvature, random, kfac]}", "kfac={removal_dra
 @pytest.fixture(scope="session")
 def study(micro, tmp_path_factory):
     """The micro study's checkout and results, with the rule kfac measured beside them."""
-    folder = tmp_path_factory.mktemp("directions") / "checkout"
-    shutil.copytree(micro.folder, folder, symlinks=True)
-    workplace = Workplace(folder)
+    workplace = copied(micro, tmp_path_factory, "directions")
     planned = workplace.planned(*KFAC)
     assert {"kfac", "directions", "removal"} < planned.keys()
     assert not {"corpus", "base", "target", "curvature_draws"} & planned.keys()

@@ -1,7 +1,5 @@
 """The DP-SGD study on the micro model: its outputs, and what reruns when something changes."""
 
-import shutil
-
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -9,7 +7,7 @@ from paramscope.artifacts.records import read_record
 from paramscope.artifacts.tables import read_table
 from paramscope.cli.memory_regression import memory_regression
 from paramscope.dpsgd.regression import MemoryGrewError
-from tests.workflow.conftest import Workplace
+from tests.workflow.conftest import copied
 
 pytestmark = pytest.mark.workflow
 
@@ -20,9 +18,7 @@ FIGURES = ("memory_breakdown_comparison", "memory_timeline", "performance_tradeo
 @pytest.fixture(scope="session")
 def study(micro, tmp_path_factory):
     """The micro study's checkout and results with the profiles and private models beside them."""
-    folder = tmp_path_factory.mktemp("dpsgd") / "checkout"
-    shutil.copytree(micro.folder, folder, symlinks=True)
-    workplace = Workplace(folder)
+    workplace = copied(micro, tmp_path_factory, "dpsgd")
     planned = workplace.planned("dpsgd")
     assert planned["dpsgd_profile"] == len(METHODS)
     assert not {"corpus", "base", "target"} & planned.keys()
