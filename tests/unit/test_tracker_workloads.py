@@ -28,7 +28,7 @@ from paramscope.dpsgd.privacy import Privacy
 from paramscope.models.faking import faked
 from paramscope.models.load import Architecture, new_opt
 from paramscope.models.sequences import Sequences, padded
-from paramscope.planner.estimate import ALL_KERNELS
+from paramscope.planner.runs import ALL_KERNELS
 from paramscope.tracker import MemoryTracker
 
 CPU = torch.device("cpu")

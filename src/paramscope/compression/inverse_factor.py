@@ -6,22 +6,22 @@ From H = R Rᵀ with R upper, which is a Cholesky factorisation taken from the l
 first, U = R⁻¹. Both steps go tile by tile.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from paramscope.rehearsal import rounds
 
 TILE = 128
 
 
-def tiles(n: int) -> Iterator[tuple[int, int]]:
+def tiles(n: int) -> list[tuple[int, int]]:
     """The borders of the tiles of `n` columns."""
-    return ((start, min(start + TILE, n)) for start in range(0, n, TILE))
+    return [(start, min(start + TILE, n)) for start in range(0, n, TILE)]
 
 
 def mirror_(matrix: Tensor) -> None:
     """Copy the strict lower triangle of `matrix` [n, n] onto its strict upper one."""
-    for a, b in tiles(len(matrix)):
+    for a, b in rounds(tiles(len(matrix)), 1):
         matrix[a:b, b:] = matrix[b:, a:b].T
         below = matrix[a:b, a:b].tril(-1)
         matrix[a:b, a:b].tril_().add_(below.T)
@@ -38,8 +38,8 @@ def inverse_factor_(matrix: Tensor) -> bool:
 
 def _factor_(matrix: Tensor) -> bool:
     """The upper triangle of H becomes R with R Rᵀ = H."""
-    borders = list(tiles(len(matrix)))
-    for k, (a, b) in reversed(list(enumerate(borders))):
+    borders = tiles(len(matrix))
+    for k, (a, b) in rounds([*enumerate(borders)][::-1]):
         own = matrix[a:b, a:b]
         whole = own.triu() + own.triu(1).T
         lower, failed = torch.linalg.cholesky_ex(whole.flip(0, 1))
@@ -49,7 +49,7 @@ def _factor_(matrix: Tensor) -> bool:
         own.tril_(-1).add_(R)
         above = matrix[:a, a:b]
         above.copy_(torch.linalg.solve_triangular(R.T, above, upper=False, left=False))
-        for c, e in borders[:k]:
+        for c, e in rounds(borders[:k], 1):
             part = above[c:e]
             matrix[:c, c:e].addmm_(above[:c], part.T, alpha=-1)
             matrix[c:e, c:e].sub_((part @ part.T).triu_())
@@ -58,14 +58,14 @@ def _factor_(matrix: Tensor) -> bool:
 
 def _invert_(matrix: Tensor) -> bool:
     """The upper triangle, R, becomes R⁻¹."""
-    borders = list(tiles(len(matrix)))
-    for k, (a, b) in enumerate(borders):
+    borders = tiles(len(matrix))
+    for k, (a, b) in rounds([*enumerate(borders)]):
         own = matrix[a:b, a:b]
         one = torch.eye(b - a, dtype=matrix.dtype, device=matrix.device)
         inverse = torch.linalg.solve_triangular(own.triu(), one, upper=True)
         own.tril_(-1).add_(inverse)
         column = matrix[:a, a:b] @ inverse
-        for c, e in borders[:k]:  # downwards: a tile hangs on what is still R beneath it
+        for c, e in rounds(borders[:k], 1):  # downwards: a tile hangs on what is still R beneath it
             matrix[c:e, a:b] = -(matrix[c:e, c:e].triu() @ column[c:e])
             matrix[c:e, a:b].addmm_(matrix[c:e, e:a], column[e:], alpha=-1)
     return True

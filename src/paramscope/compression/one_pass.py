@@ -21,6 +21,7 @@ from paramscope.models.blocks import blocks
 from paramscope.models.sequences import Sequences
 from paramscope.names import block_number
 from paramscope.persample.layers import is_conv1d
+from paramscope.rehearsal import rounds
 
 ROWS = 128  # of a weight that are compared or written at a time
 
@@ -170,7 +171,7 @@ def _as_stored(layer: nn.Module, values: Tensor) -> Tensor:
 
 def _write(weight: Tensor, answer: Answer) -> None:
     """Give `weight` [out, in] its new values, +0 where it is pruned."""
-    for part in range(0, len(weight), ROWS):
+    for part in rounds(range(0, len(weight), ROWS), 1):
         place = slice(part, part + ROWS)
         if answer.weight is not None:
             weight[place] = answer.weight[place]
@@ -180,7 +181,7 @@ def _write(weight: Tensor, answer: Answer) -> None:
 def _loss(weight: Tensor, answer: Answer, statistic: SecondMoments) -> float | None:
     """‖(W − W')X‖² / ‖WX‖² with W' as it will be stored; None where WX is 0."""
     lost = whole = 0.0
-    for part in range(0, len(weight), ROWS):
+    for part in rounds(range(0, len(weight), ROWS), 1):
         place = slice(part, part + ROWS)
         old = weight[place]
         new = old if answer.weight is None else answer.weight[place].to(old.dtype)

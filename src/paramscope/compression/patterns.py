@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from paramscope.rehearsal import rounds
+
 Pattern = Literal["unstructured", "2:4"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 CHUNK = 2**20  # scores that are ranked at a time, where rows are ranked one by one
@@ -45,8 +47,16 @@ def largest_two_of_four(scores: Tensor) -> Tensor:
 
     Of equals the first are taken.
     """
-    fours = scores.unflatten(-1, (-1, 4))
-    return torch.cat([largest(part, 2) for part in fours.split(CHUNK, 0)]).flatten(-2)
+    return _largest_by_row(scores.unflatten(-1, (-1, 4)).flatten(0, -2), 2).view(scores.shape)
+
+
+def _largest_by_row(scores: Tensor, count: int) -> Tensor:
+    """`largest`, of so many rows at a time that `CHUNK` scores are ranked at most."""
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    rows = max(1, CHUNK // scores.shape[1])
+    for start in rounds(range(0, len(scores), rows)):
+        mask[start : start + rows] = largest(scores[start : start + rows], count)
+    return mask
 
 
 def choose(
@@ -66,9 +76,7 @@ def choose(
     if pattern == "2:4":
         mask = largest_two_of_four(scores)
     elif by_row:
-        count = kept_of(density, scores.shape[1])
-        rows = scores.split(max(1, CHUNK // scores.shape[1]))
-        mask = torch.cat([largest(part, count) for part in rows])
+        mask = _largest_by_row(scores, kept_of(density, scores.shape[1]))
     else:
         mask = largest(scores.reshape(1, -1), kept_of(density, scores.numel())).view(scores.shape)
     return mask if allowed is None else mask.logical_and_(allowed)

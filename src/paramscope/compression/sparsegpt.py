@@ -15,6 +15,7 @@ from torch import Tensor
 from paramscope.compression.one_layer import Answer, Ask
 from paramscope.compression.patterns import kept_of, largest, largest_two_of_four
 from paramscope.compression.statistics import SecondMoments, Statistic
+from paramscope.rehearsal import rounds
 
 INNER = 16  # columns that are updated one at a time; a multiple of 4, for 2:4
 
@@ -39,21 +40,21 @@ def sparsegpt(weight: Tensor, statistic: Statistic | None, ask: Ask) -> Answer:
     scale = U.diagonal()[:, None]
     size = ask.options.blocksize
     errors = torch.empty(min(size, d), p, dtype=U.dtype, device=U.device)
-    kept = 0
-    for start in range(0, d, size):
+    short = 0  # weights that earlier blocks were to keep and could not
+    for start in rounds(range(0, d, size)):
         end = min(start + size, d)
         if ask.pattern == "unstructured":
             scores = (work[start:end] / scale[start:end]).square_()
             scores[dead[start:end]] = 0
-            count = kept_of(ask.density, end * p) - kept
+            count = kept_of(ask.density, end * p) - kept_of(ask.density, start * p) + short
             if allowed is not None:
                 scores.masked_fill_(~allowed[start:end], -1)
-                count = min(count, int(allowed[start:end].sum()))
+                short = max(0, count - int(allowed[start:end].sum()))
+                count -= short
             mask[start:end] = largest(scores.view(1, -1), count).view(scores.shape)
-            kept += count
-        for first in range(start, end, INNER):
+        for first in rounds(range(start, end, INNER), 1):
             last = min(first + INNER, end)
-            for j in range(first, last):
+            for j in rounds(range(first, last), 1):
                 if ask.pattern == "2:4" and j % 4 == 0:
                     mask[j : j + 4] = _two_of_four(work[j : j + 4] / scale[j : j + 4])
                 error = errors[j - start]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from paramscope.compression.inverse_factor import inverse_factor_, mirror_, tiles
 from paramscope.errors import RequestError
+from paramscope.rehearsal import rounds
 
 ATTEMPTS = 8  # from .01 of the mean to a hundred thousand times it: nothing is left of H then
 
@@ -111,7 +112,7 @@ class SecondMoments:
         """‖W X‖² = tr(W Σxxᵀ Wᵀ) of `weight` [p, d]."""
         weight = weight.to(self.matrix.dtype)
         total = 0.0
-        for a, b in tiles(len(self.matrix)):
+        for a, b in rounds(tiles(len(self.matrix)), 1):
             own = weight[:, a:b]
             half = self.matrix[a:b, a:b].tril(-1).mul_(2)
             half.diagonal().copy_(self.squares[a:b])

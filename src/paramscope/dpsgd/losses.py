@@ -13,6 +13,7 @@ from paramscope.errors import RequestError
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
 from paramscope.persample.precision import accumulator, wide
+from paramscope.rehearsal import rounds
 
 IGNORED = -100  # label of a token that nothing is predicted after
 
@@ -100,7 +101,7 @@ def head_chunks(
     labels = labels.clamp(min=0)
     size = chunk_tokens or T
     for sample in range(B):
-        for start in range(0, T, size):
+        for start in rounds(range(0, T, size)):
             tokens = slice(start, min(start + size, T))
             h = hidden[sample, tokens]
             r = wide(F.linear(h, weight, bias)).log_softmax(-1)

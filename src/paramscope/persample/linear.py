@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paramscope.persample.precision import accumulator, wide
+from paramscope.rehearsal import rounds
 
 CHUNK_BYTES = 64 * 2**20
 TILE_BYTES = 2**20  # of one sample's gradient: with its part of the sum it stays in a core's cache
@@ -40,11 +41,11 @@ def squared_sum(
             total += gradients.square_().sum(0)
         return total
     rows = max(1, (chunk_bytes or TILE_BYTES) // (x.shape[-1] * x.element_size()))
-    for start in range(0, g.shape[-1], rows):
+    for start in rounds(range(0, g.shape[-1], rows)):
         part = total[start : start + rows]
         gradient = torch.empty(part.shape, dtype=x.dtype)
-        for xs, gs in zip(x, g, strict=True):
-            torch.mm(gs[:, start : start + rows].T, xs, out=gradient)
+        for s in rounds(range(len(x)), 1):
+            torch.mm(g[s, :, start : start + rows].T, x[s], out=gradient)
             squared = wide(gradient)
             part.addcmul_(squared, squared)
     return total
@@ -188,7 +189,7 @@ def output_factor(g: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
     """Σ g gᵀ over samples and tokens, [p, p], in float32 at least."""
     p = g.shape[-1]
     total = accumulator(g, p, p)
-    for part in g.flatten(0, 1).split(max(1, chunk_bytes // (p * total.element_size()))):
+    for part in rounds(g.flatten(0, 1).split(max(1, chunk_bytes // (p * total.element_size())))):
         total.addmm_(wide(part).T, wide(part))
     return total
 
@@ -253,8 +254,9 @@ def _tile_pairs(T: int, tile: int) -> Iterator[tuple[slice, slice, int]]:
     """Pairs i ≥ j of token ranges, and how often each counts in a symmetric sum."""
     starts = range(0, T, max(1, tile))
     ranges = [slice(start, min(start + tile, T)) for start in starts]
-    for n, i in enumerate(ranges):
-        for j in ranges[: n + 1]:
+    for n in rounds(range(len(ranges))):
+        i = ranges[n]
+        for j in rounds(ranges[: n + 1]):
             yield i, j, 1 if i is j else 2
 
 
@@ -266,8 +268,8 @@ def blocks(B: int, p: int, row_bytes: int, chunk_bytes: int) -> Iterator[tuple[s
     """Slices of samples and of p rows that hold at most `chunk_bytes` (one row at least)."""
     samples = max(1, chunk_bytes // (p * row_bytes))
     rows = min(p, max(1, chunk_bytes // row_bytes))
-    for s in range(0, B, samples):
-        for r in range(0, p, rows):
+    for s in rounds(range(0, B, samples)):
+        for r in rounds(range(0, p, rows)):
             yield slice(s, s + samples), slice(r, r + rows)
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from paramscope.planner.estimate import DeviceKind, Estimate, estimate, resolved
+from paramscope.planner.estimate import Estimate, estimate, resolved
 from paramscope.planner.known_devices import Device, usable_bytes
 from paramscope.planner.models import Source
 from paramscope.planner.options import Options
+from paramscope.planner.runs import DeviceKind
 from paramscope.planner.strategies import STRATEGIES
 
 CHUNK = 512  # tokens of logits at a time, where a plan proposes chunks

@@ -1,12 +1,17 @@
 """Matrices that no stage holds: how many entries they would have."""
 
-from torch import nn
+import torch
+from transformers import PretrainedConfig
 
+from paramscope.models.faking import faked
 from paramscope.persample.layers import is_conv1d, is_linear
+from paramscope.planner.models import new_model
 
 
-def row_blocks(model: nn.Module) -> int:
+def row_blocks(config: PretrainedConfig) -> int:
     """Entries of one block for each output row of each linear layer, its bias with it."""
+    with faked():
+        model = new_model(config, torch.float32)
     total = 0
     for module in model.modules():
         if is_linear(module):

@@ -1,18 +1,12 @@
 """Estimates: what a strategy takes on a model, from its own code on fake tensors."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
 
 from paramscope.errors import RequestError
-from paramscope.models.faking import faked
-from paramscope.models.sequences import Sequences
 from paramscope.names import DPSGD_PARTS
 from paramscope.planner.closed_forms import row_blocks
 from paramscope.planner.known_devices import Device
@@ -21,10 +15,11 @@ from paramscope.planner.models import (
     alike,
     configuration,
     layer_key,
-    new_model,
+    parameters,
     with_layers,
 )
 from paramscope.planner.options import Options
+from paramscope.planner.runs import DeviceKind, fake_traces, real_trace
 from paramscope.planner.strategies import STRATEGIES, check
 from paramscope.planner.terms import terms
 from paramscope.planner.traces import (
@@ -34,14 +29,9 @@ from paramscope.planner.traces import (
     highest,
     snapshots,
     thinned,
-    trace_of,
 )
-from paramscope.planner.values import KnownValues
-from paramscope.tracker import BUFFERS, MemoryTracker
 
-DeviceKind = Literal["cpu", "cuda"]
 How = Literal["full", "extrapolated", "closed form", "measured"]
-ALL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -114,23 +104,59 @@ def estimate(
     Raises:
         RequestError: a model, strategy or option that can't be, or that the strategy can't do.
     """
-    options = resolved(options or Options(), strategy, device_kind)
-    config = configuration(source)
+    asked = options or Options()
+    config, own = configuration(source), resolved(asked, strategy, device_kind)
     rows = _rows(device, device_kind, strategy)
     if strategy not in STRATEGIES:
-        return _closed_form(source, config, strategy, options, device_kind, rows)
+        return _closed_form(source, config, strategy, own, device_kind, rows)
+    (found,) = _runs(config, strategy, own, [device_kind], extrapolate, verify)
+    return _estimate(source, config, strategy, own, device_kind, rows, found)
+
+
+def estimates(
+    source: Source, strategy: str, options: Options, kinds: Sequence[DeviceKind] = ("cpu", "cuda")
+) -> list[Estimate]:
+    """`estimate` for several kinds of devices, from one run where they don't differ in options."""
+    own = [resolved(options, strategy, kind) for kind in kinds]
+    if strategy not in STRATEGIES or len(set(own)) > 1:
+        return [estimate(source, strategy, options, kind) for kind in kinds]
+    config = configuration(source)
+    return [
+        _estimate(source, config, strategy, own[0], kind, _rows(None, kind, strategy), found)
+        for kind, found in zip(kinds, _runs(config, strategy, own[0], kinds), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run: what it held, how that is known, and whether a full run agreed."""
+
+    trace: Trace
+    how: How
+    verified: bool | None = None
+
+
+def _runs(
+    config: PretrainedConfig,
+    strategy: str,
+    options: Options,
+    kinds: Sequence[DeviceKind],
+    extrapolate: bool = True,
+    verify: bool = False,
+) -> list[_Found]:
+    """One rehearsal, by the rules of each kind."""
     layers = _layers(config)
-    trace: Trace | None = None
+    lines: list[Trace | None] = [None] * len(kinds)
     if extrapolate and layers is not None and layers > FEW[-1] and alike(config):
-        few = [_faked(with_layers(config, n), strategy, options, device_kind) for n in FEW]
-        trace = extrapolated(few, layers)
-    how: How = "full" if trace is None else "extrapolated"
-    verified = None
-    if trace is None or verify:
-        full = _faked(config, strategy, options, device_kind)
-        verified = highest(trace) == highest(full) if trace is not None else None
-        trace = full
-    return _estimate(source, config, strategy, options, device_kind, trace, rows, how, verified)
+        few = [fake_traces(with_layers(config, n), strategy, options, kinds) for n in FEW]
+        lines = [extrapolated(own, layers) for own in zip(*few, strict=True)]
+    if not verify and None not in lines:
+        return [_Found(line, "extrapolated") for line in lines if line is not None]
+    found = []
+    for line, full in zip(lines, fake_traces(config, strategy, options, kinds), strict=True):
+        verified = None if line is None else highest(line) == highest(full)
+        found.append(_Found(full, "full" if line is None else "extrapolated", verified))
+    return found
 
 
 def measure(source: Source, strategy: str, options: Options | None = None) -> Estimate:
@@ -143,10 +169,9 @@ def measure(source: Source, strategy: str, options: Options | None = None) -> Es
     if strategy not in STRATEGIES:
         raise RequestError(f"strategy {strategy} is a formula: there is nothing to measure")
     config = configuration(source)
-    torch.manual_seed(0)
-    trace = _traced(config, strategy, options, "cpu")
+    found = _Found(real_trace(config, strategy, options), "measured")
     rows = _rows(None, "cpu", strategy)
-    return _estimate(source, config, strategy, options, "cpu", trace, rows, "measured", None)
+    return _estimate(source, config, strategy, options, "cpu", rows, found)
 
 
 def resolved(options: Options, strategy: str, device_kind: DeviceKind) -> Options:
@@ -160,59 +185,6 @@ def resolved(options: Options, strategy: str, device_kind: DeviceKind) -> Option
         own: Literal["plain", "foreach"] = "foreach" if device_kind == "cuda" else "plain"
         return options if options.optimizer != "default" else replace(options, optimizer=own)
     return options
-
-
-def _faked(
-    config: PretrainedConfig, strategy: str, options: Options, device_kind: DeviceKind
-) -> Trace:
-    with faked():
-        return _traced(config, strategy, options, device_kind, KnownValues(options.density))
-
-
-def _traced(
-    config: PretrainedConfig,
-    strategy: str,
-    options: Options,
-    device_kind: DeviceKind,
-    values: KnownValues | None = None,
-) -> Trace:
-    """One run, counted; on the tensors that the mode around makes."""
-    tracker = MemoryTracker(timeline=True, rounding="cuda" if device_kind == "cuda" else "none")
-    with ExitStack() as stack:
-        stack.enter_context(_no_collector())
-        stack.enter_context(sdpa_kernel(ALL_KERNELS))
-        model = new_model(config, getattr(torch, options.dtype))
-        stack.enter_context(tracker)
-        if values is not None:
-            stack.enter_context(values)
-        text = _text(options, model.config.vocab_size)
-        tracker.register(model.parameters()).register(model.buffers(), BUFFERS)
-        tracker.register([text.ids, text.lengths])
-        STRATEGIES[strategy].run(model, text, options, tracker, tracker.mark)
-        tracker.mark("end")
-        del model
-    return trace_of(tracker.timeline())
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """A block in which no cycle of objects is let go at a time of the collector's own."""
-    gc.collect()
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _text(options: Options, vocabulary: int) -> Sequences:
-    """A batch of whole sequences, of as many different tokens as there can be."""
-    tokens = torch.arange(options.batch * options.length).remainder_(vocabulary)
-    ids = tokens.view(options.batch, options.length)
-    lengths = torch.full((options.batch,), options.length)
-    return Sequences(ids, lengths, tuple(f"sample-{i}" for i in range(options.batch)))
 
 
 def _layers(config: PretrainedConfig) -> int | None:
@@ -237,10 +209,8 @@ def _closed_form(
     rows: list[dict[str, Any]],
 ) -> Estimate:
     """The matrix alone, of 4 bytes an entry: all pairs, or those of each linear layer's rows."""
-    with faked():
-        model = new_model(config, torch.float32)
-    N = sum(parameter.numel() for parameter in model.parameters())
-    size = 4 * N**2 if strategy == "full_hessian" else 4 * row_blocks(model)
+    N = parameters(config)
+    size = 4 * N**2 if strategy == "full_hessian" else 4 * row_blocks(config)
     return Estimate(
         _described(source, config),
         N,
@@ -264,17 +234,13 @@ def _estimate(
     strategy: str,
     options: Options,
     device_kind: DeviceKind,
-    trace: Trace,
     rows: list[dict[str, Any]],
-    how: How,
-    verified: bool | None,
+    found: _Found,
 ) -> Estimate:
-    peak = highest(trace)
-    with faked():
-        model = new_model(config, torch.float32)
+    peak = highest(found.trace)
     return Estimate(
         _described(source, config),
-        sum(parameter.numel() for parameter in model.parameters()),
+        parameters(config),
         strategy,
         asdict(options),
         device_kind,
@@ -282,11 +248,11 @@ def _estimate(
         peak.by_part,
         peak.operation,
         peak.phase,
-        snapshots(trace),
-        thinned(trace),
+        snapshots(found.trace),
+        thinned(found.trace),
         rows,
-        how,
-        verified,
+        found.how,
+        found.verified,
     )
 
 

@@ -167,6 +167,13 @@ def parameters(source: Source) -> int:
     Raises:
         RequestError: as `configuration`.
     """
-    with faked():
-        model = new_model(configuration(source), torch.float32)
-    return sum(parameter.numel() for parameter in model.parameters())
+    config = configuration(source)
+    text = config.to_json_string(use_diff=False)
+    if text not in _counted:
+        with faked():
+            model = new_model(config, torch.float32)
+        _counted[text] = sum(parameter.numel() for parameter in model.parameters())
+    return _counted[text]
+
+
+_counted: dict[str, int] = {}  # N by configuration

@@ -25,6 +25,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -49,13 +50,12 @@ from paramscope.models.sequences import Sequences
 from paramscope.names import DPSGD_METHODS
 from paramscope.planner.models import new_model, shrunk, with_layers
 from paramscope.planner.options import Options, check_values
-from paramscope.tracker import MemoryTracker
+from paramscope.planner.watchers import Watcher
 
-STEPS = 2  # the first makes the optimizer's states, the second has them all along
 RATE = 1e-4
 
 Told = Callable[[str], None]
-Run = Callable[[PreTrainedModel, Sequences, Options, MemoryTracker, Told], None]
+Run = Callable[[PreTrainedModel, Sequences, Options, Watcher, Told], None]
 PRUNED = ("magnitude", "wanda", "sparsegpt")
 COMMON = ("dtype", "batch", "length")
 
@@ -78,14 +78,14 @@ class Strategy:
 
 
 def _inference(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     told("forward")
     token_statistics(model, text, options.batch, moments=True)
 
 
 def _gradient(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     tracker.watch(model)
     _to_gradient(model, text, options, told)
@@ -100,15 +100,15 @@ def _to_gradient(model: PreTrainedModel, text: Sequences, options: Options, told
 
 
 def _training(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     optimizer = _adamw(model, options)
     tracker.watch(model, optimizer)
-    for _ in range(STEPS):
-        _to_gradient(model, text, options, told)
-        told("step")
-        optimizer.step()
-        optimizer.zero_grad()
+    _make_states(model, optimizer, told)
+    _to_gradient(model, text, options, told)
+    told("step")
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _adamw(model: PreTrainedModel, options: Options) -> torch.optim.AdamW:
@@ -120,8 +120,17 @@ def _adamw(model: PreTrainedModel, options: Options) -> torch.optim.AdamW:
     )
 
 
+def _make_states(model: PreTrainedModel, optimizer: Optimizer, told: Told) -> None:
+    """Take a step on gradients of 0: it makes the states that every later one has all along."""
+    told("step")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def _masked_finetune(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     masks = {
         f"{name}.weight": _mask(layer.get_parameter("weight"), options.density)
@@ -135,9 +144,9 @@ def _masked_finetune(
     schedule = Schedule(
         1, options.batch, learning_rate=RATE, checkpoint_activations=options.checkpointing
     )
-    for _ in range(STEPS):
-        told("step")
-        take_step(model, optimizer, text, RATE, schedule, None)
+    _make_states(model, optimizer, told)
+    told("step")
+    take_step(model, optimizer, text, RATE, schedule, None)
 
 
 def _mask(weight: Tensor, density: float) -> Tensor:
@@ -151,7 +160,7 @@ def _private(
     model: PreTrainedModel,
     text: Sequences,
     options: Options,
-    tracker: MemoryTracker,
+    tracker: Watcher,
     told: Told,
     *,
     method: str,
@@ -162,13 +171,12 @@ def _private(
     optimizer = _adamw(model, options)
     step = make_step(made, model, optimizer, privacy, 0)
     tracker.watch(model, optimizer)
-    training = Training(model, made, optimizer, step, text)
-    for _ in range(STEPS):
-        iterate(training, told)
+    _make_states(model, optimizer, told)
+    iterate(Training(model, made, optimizer, step, text), told)
 
 
 def _ggn(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     told("draws")
     local = None
@@ -204,7 +212,7 @@ def _moved(name: str, few: int, layers: int) -> str:
 
 
 def _hutchinson(
-    model: PreTrainedModel, text: Sequences, options: Options, tracker: MemoryTracker, told: Told
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     told("draws")
     text = text[:2]  # one at a time is taken: a third would be like the second
@@ -215,7 +223,7 @@ def _pruning(
     model: PreTrainedModel,
     text: Sequences,
     options: Options,
-    tracker: MemoryTracker,
+    tracker: Watcher,
     told: Told,
     *,
     method: str,

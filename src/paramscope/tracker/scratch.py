@@ -36,8 +36,8 @@ def _forward(args: Sequence[Any], threads: int) -> int:
     query, key, *_ = args
     rows, columns = _tile(query, key)
     products, weights = _widths(query)
-    maximum_and_sum = 2 * rows
-    wide = rows * columns + maximum_and_sum + rows * query.shape[-1]
+    width, maximum_and_sum = int(query.shape[-1]), 2
+    wide = rows * (columns + maximum_and_sum + width)
     return threads * (wide * products + rows * columns * weights)
 
 
