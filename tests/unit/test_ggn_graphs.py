@@ -299,7 +299,7 @@ MEMORY = """
 import sys, torch
 from transformers import OPTConfig, OPTForCausalLM
 from paramscope.curvature.ggn import ggn_draws
-from paramscope.memory import fitting, limit_memory
+from paramscope.memory import Microbatch, limit_memory
 from paramscope.models.sequences import padded
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -312,7 +312,7 @@ run = lambda size: ggn_draws(model, text, range(1), seed=0, batch_size=size)[0]
 free = run(1)
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line) / 1e6
 limit_memory(held + 0.3, torch.device("cpu"))
-kept = fitting(run, 96)
+kept = Microbatch(96).fit(run)
 error = max(float((free[n] - kept[n]).abs().max() / free[n].abs().max()) for n in free
     if not n.endswith("k_proj.bias"))
 print("error", error)
@@ -330,5 +330,5 @@ def test_a_limit_of_memory_halves_the_batch_and_changes_nothing():
     )
     assert ballast[-1] == 1
     lines = result.stdout.splitlines()
-    assert lines[0] == "out of memory: beginning anew with 48 sequences a forward"
+    assert lines[0] == "out of memory: going on with 48 sequences a forward"
     assert float(lines[-1].split()[1]) < 1e-4  # float32 sums in another order

@@ -42,10 +42,14 @@ class Provenance:
     seed: int | None = None
     synthetic: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
+    microbatch: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def to_json(self, content_digest: str) -> str:
         """One JSON object with the digest of the content that this describes."""
-        return json.dumps(asdict(self) | {"content_digest": content_digest}, sort_keys=True)
+        described = asdict(self)
+        if not self.microbatch:  # where memory never ran out, as if it could not
+            del described["microbatch"]
+        return json.dumps(described | {"content_digest": content_digest}, sort_keys=True)
 
 
 def provenance(
@@ -55,12 +59,14 @@ def provenance(
     device: str = "cpu",
     synthetic: bool = False,
     notes: Mapping[str, Any] | None = None,
+    microbatch: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Provenance:
     """Describe a stage's run from its command's arguments, taken before it writes anything.
 
     Arguments that are existing paths are inputs and are digested; `output…` are what it
     makes; the rest are parameters. `stage` is the module that holds the command
-    ("cli.corpus").
+    ("cli.corpus"); `microbatch` what it took fewer of than it was asked for, since memory ran
+    out (`memory.halved`).
     """
     inputs: dict[str, str] = {}
     parameters: dict[str, Any] = {}
@@ -83,6 +89,7 @@ def provenance(
         seed=parameters.get("seed"),
         synthetic=synthetic,
         notes=notes or {},
+        microbatch=microbatch or {},
     )
 
 

@@ -33,15 +33,20 @@ def activation_sparsity(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tables import write_table
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import describe_device
     from paramscope.geometry.sparsity import SPARSITY
     from paramscope.geometry.sparsity import activation_sparsity as count
+    from paramscope.memory import halved
 
     network, text, place = model_and_text(
         model, calibration, length=length, device=device, dtype=dtype, threads=threads
     )
-    table = count(network, text, threshold, batch)
-    made_by = provenance("cli.activation_sparsity", arguments, device=describe_device(place))
+    size = microbatch_of(arguments)
+    table = size.fit(lambda n: count(network, text, threshold, n))
+    made_by = provenance(
+        "cli.activation_sparsity", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, table, SPARSITY, made_by)
     activated = table[table["after_activation"]]
     print(

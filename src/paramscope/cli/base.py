@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from paramscope.cli.options import (
-    BatchSize,
     DeviceName,
     Dtype,
     DtypeName,
@@ -14,6 +13,7 @@ from paramscope.cli.options import (
     OutputFolder,
     Seed,
     Threads,
+    TrainingBatch,
 )
 
 
@@ -32,7 +32,7 @@ def base(
     ffn: Annotated[int, Option(help="Neurons of a layer's MLP.")] = 512,
     positions: Annotated[int, Option(help="Tokens that a sequence can have.")] = 128,
     epochs: Annotated[int, Option(help="Passes over the public split.")] = 3,
-    batch: BatchSize = 16,
+    batch: TrainingBatch = 16,
     learning_rate: Annotated[float, Option(help="Of AdamW, at its peak.")] = 2e-3,
     length: Length = 64,
     seed: Seed = 0,
@@ -49,7 +49,9 @@ def base(
     from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tables import read_table
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.memory import halved
     from paramscope.models.folders import save_model, sequences_of
     from paramscope.models.load import Architecture, load_model, new_opt
     from paramscope.models.sequences import load_tokenizer
@@ -69,9 +71,13 @@ def base(
         model, epochs = load_model(checkpoint, place, DTYPES[dtype]), 0
     steps = -(-len(texts[public]) // batch) * epochs
     schedule = Schedule(epochs, batch, learning_rate, evaluate_every=max(1, steps // 12))
-    judge = membership_judge(texts[member], texts[nonmember], batch_size=2 * batch)
-    history = train(model, texts[public], schedule, judge, seed_of(seed, "base"))
-    made_by = provenance("cli.base", arguments, device=describe_device(place))
+    size = microbatch_of(arguments)
+    judged = microbatch_of(arguments, "evaluation", 2 * batch)
+    judge = membership_judge(texts[member], texts[nonmember], batch_size=judged)
+    history = train(model, texts[public], schedule, judge, seed_of(seed, "base"), size)
+    made_by = provenance(
+        "cli.base", arguments, device=describe_device(place), microbatch=halved(size, judged)
+    )
     save_model(model, tokenizer, history, output, made_by)
     last = history.iloc[-1]
     print(

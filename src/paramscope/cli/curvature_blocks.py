@@ -46,10 +46,11 @@ def curvature_blocks(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tensors import write_tensors
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.curvature.block import block_bytes, ggn_blocks, rows_of
     from paramscope.curvature.moments import moments
     from paramscope.devices import describe_device
-    from paramscope.memory import fitting
+    from paramscope.memory import halved
 
     network, sequences, place = model_and_text(
         model,
@@ -62,18 +63,20 @@ def curvature_blocks(
     )
     rows = rows_of(network, unit or [])
     side = max(row.size for row in rows)
-    size = block_bytes(rows, draws) / 1e6
-    print(f"{len(rows)} blocks of up to {side} x {side}, {draws} draws: {size:,.1f} MB", flush=True)
+    room = block_bytes(rows, draws) / 1e6
+    print(f"{len(rows)} blocks of up to {side} x {side}, {draws} draws: {room:,.1f} MB", flush=True)
     numbers = range(draws)
-    made = fitting(
-        lambda batch_size: ggn_blocks(
-            network, sequences, rows, numbers, seed=seed, batch_size=batch_size, graph=graph.value
-        ),
-        batch,
+    size = microbatch_of(arguments)
+    made = size.fit(
+        lambda n: ggn_blocks(
+            network, sequences, rows, numbers, seed=seed, batch_size=n, graph=graph.value
+        )
     )
     blocks = moments(made)
     errors = {f"standard_error/{name}": value for name, value in blocks.standard_error().items()}
-    made_by = provenance("cli.curvature_blocks", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.curvature_blocks", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     content = {f"block/{name}": value for name, value in blocks.mean.items()}
     write_tensors(output, {**content, **errors}, made_by)
     print(f"{len(rows)} blocks in {output}")

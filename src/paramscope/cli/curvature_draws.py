@@ -50,16 +50,16 @@ def curvature_draws(
     """Draw the diagonal of the loss's curvature, for every parameter.
 
     Writes the draws' count, mean and spread. A draw hangs on the seed and its number alone.
-    Where memory runs out, the batch is halved.
     """
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tensors import read_tensors, write_tensors
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.curvature.methods import estimator
     from paramscope.curvature.moments import Moments, from_content, merge, moments, to_content
     from paramscope.devices import describe_device
-    from paramscope.memory import fitting
+    from paramscope.memory import halved
 
     chosen = estimator(method, graph=graph.value, probes=probes)
     if tolerance and previous:
@@ -79,9 +79,10 @@ def curvature_draws(
         memory_gb=memory_gb,
     )
     numbers = range(first, first + draws)
-    made = fitting(
-        lambda size: chosen.draw(network, sequences, numbers, seed=seed, batch_size=size), batch
+    size = microbatch_of(arguments)
+    made = size.fit(lambda n: chosen.draw(network, sequences, numbers, seed=seed, batch_size=n))
+    made_by = provenance(
+        "cli.curvature_draws", arguments, device=describe_device(place), microbatch=halved(size)
     )
-    made_by = provenance("cli.curvature_draws", arguments, device=describe_device(place))
     write_tensors(output, to_content(moments(made, chosen.random)), made_by)
     print(f"draws {first} to {first + draws - 1} over {len(sequences)} sequences in {output}")

@@ -40,7 +40,8 @@ def dp_finetune(
         int, Option(min=1, help="Documents that a step is expected to have; chance draws them.")
     ] = 64,
     physical_batch: Annotated[
-        int, Option(help="Documents a forward at most; changes speed, not what is computed.")
+        int,
+        Option(help="Documents a forward at most, halved where memory runs out; changes speed."),
     ] = 8,
     max_norm: Annotated[
         float, Option(help="Norm that each document's gradient is clipped to.")
@@ -74,23 +75,25 @@ def dp_finetune(
     saved, to the same bits.
 
     Not for release: the record OUTPUT.private.json, which holds each step's batch size, clipped
-    and dropped samples; and, of the folder's provenance, the seed, which the noise follows from,
-    and the digest of the members.
+    and dropped samples, and whether memory ran out; and, of the folder's provenance, the seed,
+    which the noise follows from, and the digest of the members.
     """
     arguments = dict(locals())
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from paramscope.artifacts.atomic import atomic
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import describe_device
     from paramscope.dpsgd.accounting import epsilon_spent, noise_multiplier_for
     from paramscope.dpsgd.finetune import finetune
     from paramscope.dpsgd.methods import Options
     from paramscope.dpsgd.plan import PRIVATE_TRAINING, Plan, training_history
     from paramscope.errors import RequestError
+    from paramscope.memory import halved
     from paramscope.models.folders import copy_tokenizer
 
     model, members, place = model_and_text(
@@ -117,7 +120,10 @@ def dp_finetune(
     )
     history = training_history(plan, delta, accountant)
     state = output.with_name(f".{output.name}.state.pt")
-    seen = finetune(model, members, plan, seed=seed, state=state, save_every=save_every)
+    size = microbatch_of(arguments, "physical_batch")
+    seen = finetune(
+        model, members, plan, seed=seed, state=state, save_every=save_every, microbatch=size
+    )
     made_by = provenance("cli.dp_finetune", arguments, device=describe_device(place))
     budget = {
         "epsilon_asked": None if noise_multiplier else epsilon,
@@ -144,7 +150,8 @@ def dp_finetune(
         "clipped_share": sum(clipped) / drawn if drawn and len(clipped) == steps else None,
         "by_step": asdict(seen),
     }
-    write_record(beside, private, made_by)
+    # Here alone: what memory sufficed for hangs on which documents chance drew.
+    write_record(beside, private, replace(made_by, microbatch=halved(size)))
     with atomic(output) as partial:
         model.save_pretrained(partial)
         copy_tokenizer(base, partial)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from paramscope.artifacts.provenance import Provenance
     from paramscope.curvature.lanczos import LanczosState
+    from paramscope.memory import Microbatch
 
 
 class Basis(StrEnum):
@@ -61,15 +62,19 @@ def eigenspace(
     goes on from there, to the same result, where nothing that it hangs on has changed.
     """
     arguments = dict(locals())
+    from dataclasses import replace
+
     import torch
 
     from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tensors import write_tensors
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.curvature.lanczos import LanczosState, lanczos
     from paramscope.curvature.products import HessianProduct
     from paramscope.devices import DTYPES, describe_device
+    from paramscope.memory import halved
 
     network, text, place = model_and_text(
         model,
@@ -80,7 +85,8 @@ def eigenspace(
         dtype=dtype,
         threads=threads,
     )
-    product = HessianProduct(network, text, batch)
+    size = microbatch_of(arguments)
+    product = HessianProduct(network, text, size)
     generator = torch.Generator().manual_seed(seed_of(seed, "eigenspace"))
     start = torch.randn(product.size, generator=generator).to(place)
     start = start.to(torch.promote_types(start.dtype, DTYPES[dtype]))
@@ -89,7 +95,8 @@ def eigenspace(
 
     def save(state: LanczosState) -> None:
         if len(state.alphas) % SAVE_EVERY == 0:
-            write_tensors(partial, _to_content(state), made_by)
+            by = replace(made_by, microbatch=halved(size))
+            write_tensors(partial, _to_content(state), by)
 
     pairs = lanczos(
         product,
@@ -97,11 +104,13 @@ def eigenspace(
         k,
         basis_device=torch.device("cpu") if basis is Basis.cpu else None,
         checkpoint=save,
-        resume=_saved(partial, made_by),
+        resume=_saved(partial, made_by, size),
     )
     content = {f"vector/{name}": value for name, value in product.shaped(pairs.vectors).items()}
     write_tensors(
-        output, {"values": pairs.values, "residuals": pairs.residuals, **content}, made_by
+        output,
+        {"values": pairs.values, "residuals": pairs.residuals, **content},
+        replace(made_by, microbatch=halved(size)),
     )
     partial.unlink(missing_ok=True)
     shown = ", ".join(f"{value:.3g}" for value in pairs.values.tolist())
@@ -121,8 +130,11 @@ def _to_content(state: "LanczosState") -> "dict[str, Tensor | int]":
     return {"basis": state.basis, **tensors}
 
 
-def _saved(partial: Path, made_by: "Provenance") -> "LanczosState | None":
-    """The state in the file `partial`, if the same work with the same code left it."""
+def _saved(partial: Path, made_by: "Provenance", size: "Microbatch") -> "LanczosState | None":
+    """The state in the file `partial`, if the same work with the same code left it.
+
+    Its sequences a forward are taken over, too.
+    """
     from paramscope.artifacts.tensors import read_tensors, read_tensors_provenance
     from paramscope.curvature.lanczos import LanczosState
     from paramscope.errors import ArtifactError
@@ -141,5 +153,6 @@ def _saved(partial: Path, made_by: "Provenance") -> "LanczosState | None":
         print(f"starting anew: {partial} is of a run with other {', '.join(changed)}")
         return None
     alphas = tuple(content["alphas"].tolist())
+    size.lower(described.get("microbatch", {}).get(size.name, {}).get("taken"))
     print(f"going on after {len(alphas)} products, from {partial}")
     return LanczosState(alphas, tuple(content["betas"].tolist()), content["basis"])

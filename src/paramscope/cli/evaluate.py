@@ -51,12 +51,14 @@ def evaluate(
     from paramscope.artifacts.records import read_record, write_record
     from paramscope.artifacts.tables import read_table
     from paramscope.cli.inputs import sequences_for
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.compression.compact import load_compact
     from paramscope.compression.runs import named
     from paramscope.corpus.sources import hub_files, local_documents
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
     from paramscope.evaluation.perplexity import model_perplexity
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer, windows
 
@@ -81,6 +83,7 @@ def evaluate(
         for name, words in texts.items()
     }
     spoken = None if documents is None else sequences_for(dense, documents, length, place)
+    size = microbatch_of(arguments)
     perplexities: dict[str, dict[str, float]] = {}
     generated: dict[str, dict[str, object]] = {}
     for stage, folder in (("dense", dense), ("pruned", pruned), ("finetuned", finetuned)):
@@ -89,7 +92,7 @@ def evaluate(
         else:
             network, _ = load_compact(folder, place, DTYPES[dtype])
         perplexities[stage] = {
-            name: model_perplexity(network, one, batch, f"{stage} on {name}")
+            name: model_perplexity(network, one, size, f"{stage} on {name}")
             for name, one in sets.items()
         }
         generated[stage] = {}
@@ -102,7 +105,7 @@ def evaluate(
                 spoken,
                 prompt_tokens=prompt_tokens,
                 new_tokens=new_tokens,
-                batch_size=batch,
+                batch_size=size,
             )
     shape = read_record(pruned / "pruned.json")
     record = {
@@ -110,7 +113,9 @@ def evaluate(
         **{stage: found | generated[stage] for stage, found in perplexities.items()},
         "shape": {key: value for key, value in shape.items() if key != "provenance"},
     }
-    made_by = provenance("cli.evaluate", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.evaluate", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_record(output, record, made_by)
     for name in sets:
         told = [f"{stage} {found[name]:,.2f}" for stage, found in perplexities.items()]

@@ -14,6 +14,7 @@ from paramscope.cli.options import (
     OutputFolder,
     Seed,
     Threads,
+    TrainingBatch,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def finetune(
         int, Option(min=0, help="Of the text, the first so many; 0: all of them.")
     ] = 0,
     epochs: Annotated[int, Option(help="Passes over the text at most.")] = 3,
-    batch: Annotated[int, Option(help="Documents a step.")] = 16,
+    batch: TrainingBatch = 16,
     base_samples: Annotated[
         int, Option(help="Documents in all, which gives base_samples / batch steps.")
     ] = 10_000,
@@ -43,7 +44,7 @@ def finetune(
         float, Option(min=0, help="Peak learning rate, in place of that; 0: by it.")
     ] = 0.0,
     warmup_share: Annotated[float, Option(help="Share of the steps that the rate rises.")] = 0.05,
-    accumulation: Annotated[int, Option(help="Forwards a step.")] = 1,
+    accumulation: Annotated[int, Option(help="Forwards a step; more where memory runs out.")] = 1,
     clip: Annotated[float, Option(help="Greatest norm of the masked gradient; 0: any.")] = 1.0,
     weight_decay: Annotated[float, Option(help="Of AdamW.")] = 0.0,
     patience: Annotated[
@@ -79,6 +80,7 @@ def finetune(
     from paramscope.artifacts.records import read_record, write_record
     from paramscope.artifacts.tables import write_table
     from paramscope.cli.inputs import sequences_for, windows_for
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.compression.compact import load_compact, save_compact
     from paramscope.compression.finetune import Judged
     from paramscope.compression.finetune import finetune as train
@@ -88,7 +90,7 @@ def finetune(
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
     from paramscope.evaluation.perplexity import model_perplexity
-    from paramscope.memory import limit_memory
+    from paramscope.memory import halved, limit_memory
     from paramscope.models.folders import copy_tokenizer
     from paramscope.models.load import load_model
 
@@ -118,12 +120,14 @@ def finetune(
         checkpoint_activations=checkpoint_activations,
         distillation=distillation,
     )
+    size = microbatch_of(arguments, "batch", -(-batch // accumulation))
+    judged = microbatch_of(arguments, "evaluation", batch)
     network, masks = load_compact(pruned, place, DTYPES[dtype])
     held_out = sequences_for(pruned, validation, length, place)
     told = windows_for(pruned, evaluation, length, place)
 
     def judge(model: "PreTrainedModel") -> Judged:
-        return Judged(*(model_perplexity(model, one, batch) for one in (told, held_out)))
+        return Judged(*(model_perplexity(model, one, judged) for one in (told, held_out)))
 
     state = output.with_name(f".{output.name}.state.pt")
     done = train(
@@ -138,8 +142,11 @@ def finetune(
         state=state,
         save_every=save_every,
         on_step=tracker(output_tensorboard, wandb or None),
+        microbatch=size,
     )
-    made_by = provenance("cli.finetune", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.finetune", arguments, device=describe_device(place), microbatch=halved(size, judged)
+    )
     with atomic(output) as partial:
         partial.mkdir()
         save_compact(network, masks, partial)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from paramscope.memory import Microbatch
     from paramscope.response.sweep import Judge
 
 
@@ -15,7 +16,7 @@ def judge_of(
     *,
     probe: int,
     length: int,
-    batch: int,
+    batch: "int | Microbatch",
     bootstrap: int,
     seed: int,
     device: "torch.device",

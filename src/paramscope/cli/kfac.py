@@ -51,10 +51,11 @@ def kfac(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tensors import write_tensors
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.curvature import kfac as fit
     from paramscope.devices import describe_device
     from paramscope.geometry.directions import to_content
-    from paramscope.memory import fitting
+    from paramscope.memory import halved
 
     network, sequences, place = model_and_text(
         model,
@@ -66,13 +67,13 @@ def kfac(
         memory_gb=memory_gb,
     )
     layers = len(fit.factored_layers(network))
-    size = fit.factor_bytes(network) / 1e6
-    print(f"factors of {layers} layers, {draws} draws: {size:,.1f} MB", flush=True)
-    factors = fitting(
-        lambda batch_size: fit.kfac_factors(
-            network, sequences, range(draws), seed=seed, batch_size=batch_size, graph=graph.value
-        ),
-        batch,
+    room = fit.factor_bytes(network) / 1e6
+    print(f"factors of {layers} layers, {draws} draws: {room:,.1f} MB", flush=True)
+    size = microbatch_of(arguments)
+    factors = size.fit(
+        lambda n: fit.kfac_factors(
+            network, sequences, range(draws), seed=seed, batch_size=n, graph=graph.value
+        )
     )
     content = {f"A/{name}": x.A for name, x in factors.items()}
     content |= {f"S/{name}": x.S for name, x in factors.items()}
@@ -80,19 +81,20 @@ def kfac(
         directions = {name: fit.eigen(x) for name, x in factors.items()}
         others = range(draws, 2 * draws)
         content |= to_content(
-            fitting(
-                lambda batch_size: fit.corrected(
+            size.fit(
+                lambda n: fit.corrected(
                     network,
                     sequences,
                     directions,
                     others,
                     seed=seed,
-                    batch_size=batch_size,
+                    batch_size=n,
                     graph=graph.value,
-                ),
-                batch,
+                )
             )
         )
-    made_by = provenance("cli.kfac", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.kfac", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_tensors(output, {**content, "tokens": sequences.n_predicted}, made_by)
     print(f"factors of {layers} layers over {sequences.n_predicted} tokens in {output}")

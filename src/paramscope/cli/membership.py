@@ -67,6 +67,7 @@ def membership(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.corpus.splits import judges
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
@@ -78,6 +79,7 @@ def membership(
         membership_summary,
         zlib_bytes,
     )
+    from paramscope.memory import halved
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.losses import document_losses, token_statistics
@@ -94,8 +96,9 @@ def membership(
     judging = [set(judges(split, probe)["doc_id"]) for split in splits]
     documents = pd.concat(splits, ignore_index=True)
     texts = sequences_of(encode, documents, length).to(place)
-    target = token_statistics(load_model(model, place, DTYPES[dtype]), texts, batch, moments=True)
-    before = token_statistics(load_model(base, place, DTYPES[dtype]), texts, batch, moments=False)
+    size = microbatch_of(arguments)
+    target = token_statistics(load_model(model, place, DTYPES[dtype]), texts, size, moments=True)
+    before = token_statistics(load_model(base, place, DTYPES[dtype]), texts, size, moments=False)
     found = document_scores(
         target,
         texts.lengths,
@@ -116,7 +119,9 @@ def membership(
         scores[LIRA] = lira(own, sure, trained_on, Variant(lira_variant))
     summary = membership_summary(scores, bootstrap, seed)
     summary |= {"min_k": min_k, "shadows": len(shadow or []), "lira_variant": lira_variant}
-    made_by = provenance("cli.membership", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.membership", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, scores, DOCUMENT_SCORES, made_by)
     write_record(output_summary, summary, made_by)
     for name, numbers in summary["scores"].items():

@@ -42,11 +42,12 @@ def membership_features(
     arguments = dict(locals())
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.corpus.splits import probes
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
     from paramscope.geometry.membership import MEMBERSHIP, membership_table
-    from paramscope.memory import fitting
+    from paramscope.memory import halved
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer
@@ -60,13 +61,15 @@ def membership_features(
         for path in (member, nonmember)
     )
     network = load_model(model, place, DTYPES[dtype])
-    table = fitting(
-        lambda size: membership_table(
-            network, members, nonmembers, draws=draws, seed=seed, batch_size=size
-        ),
-        batch,
+    size = microbatch_of(arguments)
+    table = size.fit(
+        lambda n: membership_table(
+            network, members, nonmembers, draws=draws, seed=seed, batch_size=n
+        )
     )
-    made_by = provenance("cli.membership_features", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.membership_features", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, table, MEMBERSHIP, made_by)
     found = ", ".join(f"{n} {kind}s" for kind, n in table["granularity"].value_counts().items())
     print(f"gates, loss gaps and contrasts of {found} by {probe} documents a side in {output}")

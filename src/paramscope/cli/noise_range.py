@@ -46,8 +46,10 @@ def noise_range(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.cli.inputs import windows_for
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.evaluation.perplexity import model_log_perplexity
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.response.classes import read_classes
     from paramscope.response.ranges import find_ranges, record
@@ -55,15 +57,18 @@ def noise_range(
     place = choose_device(device, threads)
     text = windows_for(model, evaluation, length, place)
     network = load_model(model, place, DTYPES[dtype])
+    size = microbatch_of(arguments)
     found = find_ranges(
         network,
-        lambda perturbed: model_log_perplexity(perturbed, text, batch),
+        lambda perturbed: model_log_perplexity(perturbed, text, size),
         read_classes(partition, network),
         kind=noise.value,
         seeds=range(seeds),
         seed=seed,
     )
-    made_by = provenance("cli.noise_range", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.noise_range", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_record(output, {"noise": noise.value, "classes": record(found, points)}, made_by)
     for label, scale in found.items():
         told = "" if scale.reached else ", as far as was looked"

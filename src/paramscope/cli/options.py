@@ -44,7 +44,12 @@ DtypeName = Annotated[Dtype, Option("--dtype", help="Number format of the weight
 Threads = Annotated[
     int, Option(help="CPU threads within operations; results can depend on it in the last bits.")
 ]
-BatchSize = Annotated[int, Option(help="Sequences a forward; changes speed, not what is computed.")]
+BatchSize = Annotated[
+    int, Option(help="Sequences a forward, halved where memory runs out; changes speed alone.")
+]
+TrainingBatch = Annotated[
+    int, Option(help="Documents a step, in several forwards where memory runs out.")
+]
 Length = Annotated[int, Option(help="Tokens a sequence at most; longer text is cut.")]
 CurvatureMethod = Annotated[
     str,

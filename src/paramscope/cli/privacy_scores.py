@@ -53,9 +53,11 @@ def privacy_scores(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import read_record, write_record
     from paramscope.cli.inputs import sequences_for, windows_for
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.dpsgd.utility import Budget, yardstick
     from paramscope.errors import RequestError
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer
 
@@ -79,12 +81,13 @@ def privacy_scores(
             raise RequestError(
                 f"{folder} has another tokenizer than {base}: their perplexities can't be compared"
             )
+    size = microbatch_of(arguments)
     judged = yardstick(
         windows_for(base, evaluation, length, place),
         *(sequences_for(base, split, length, place) for split in (member, nonmember)),
         bootstrap=bootstrap,
         seed=seed,
-        batch_size=batch,
+        batch_size=size,
     )
     keys = ("epsilon_spent", "delta", "noise_multiplier", "steps")
     models = [("base", base, Budget.of(0.0, 0.0, None, 0))]
@@ -113,6 +116,8 @@ def privacy_scores(
         "bootstrap": bootstrap,
         "rows": rows,
     }
-    made_by = provenance("cli.privacy_scores", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.privacy_scores", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_record(output, record, made_by)
     print(f"scores of {len(rows)} models in {output}")

@@ -72,7 +72,9 @@ def prm(
     from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.cli.judging import judge_of
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.response.classes import read_classes
     from paramscope.response.ranges import scales
@@ -81,12 +83,13 @@ def prm(
 
     given = None if ranges is None else read_record(ranges)
     place = choose_device(device, threads)
+    size = microbatch_of(arguments)
     judge = judge_of(
         model,
         (member, nonmember, evaluation),
         probe=probe,
         length=length,
-        batch=batch,
+        batch=size,
         bootstrap=bootstrap,
         seed=seed,
         device=place,
@@ -105,6 +108,8 @@ def prm(
         curvature=None if diagonal is None else curvature_of(read_tensors(diagonal)),
         level=iso,
     )
-    made_by = provenance("cli.prm", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.prm", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, responses, RESPONSES, made_by)
     print(f"{len(responses)} responses to noise seeds {first} to {first + seeds - 1} in {output}")

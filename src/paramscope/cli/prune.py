@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from paramscope.compression.gradual import Recover
+    from paramscope.compression.methods import Pruned
+    from paramscope.memory import Microbatch
     from paramscope.models.sequences import Sequences
 
 
@@ -75,48 +77,58 @@ def prune(
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
-    from paramscope.cli.inputs import model_and_text, sequences_for
+    from paramscope.cli.inputs import sequences_for
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.compression.compact import compact_sizes, save_compact
     from paramscope.compression.gradual import stages
     from paramscope.compression.layers import density_of, overall_zeros
     from paramscope.compression.methods import METHODS, Options
     from paramscope.compression.methods import prune as prune_layers
     from paramscope.compression.schemas import LAYERS
-    from paramscope.devices import describe_device
+    from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
+    from paramscope.memory import halved, limit_memory
     from paramscope.models.folders import copy_tokenizer
+    from paramscope.models.load import load_model
 
-    network, sequences, place = model_and_text(
-        model,
-        calibration,
-        length=length,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        memory_gb=memory_gb,
-    )
+    place = choose_device(device, threads)
+    limit_memory(memory_gb, place)
+    sequences = sequences_for(model, calibration, length, place)
+    loaded = [load_model(model, place, DTYPES[dtype])]
     options = replace(Options(), blocksize=blocksize, damping=damping, samples=samples or None)
     by_stages = method in METHODS and METHODS[method].by_stages
     spent = recovery_steps * (len(stages(density)) - 1) if by_stages else 0
     if spent and text is None:
         raise RequestError("method gradual finetunes between its stages; give --text to do it on")
-    recover = None
+    size = microbatch_of(arguments)
+    trained, judged = (
+        microbatch_of(arguments, name, training_batch) for name in ("training_batch", "evaluation")
+    )
+    training = None
     if spent and text is not None:
         training = sequences_for(model, text, length, place)[: documents or None]
-        recover = _recovery(
-            training, sequences, recovery_steps, learning_rate, training_batch, seed
+
+    def pruned(n: int) -> "tuple[PreTrainedModel, Pruned]":
+        """The model, pruned; an attempt that ran out of memory has left none."""
+        network = loaded.pop() if loaded else load_model(model, place, DTYPES[dtype])
+        recover = None
+        if training is not None:
+            recover = _recovery(
+                training, sequences, recovery_steps, learning_rate, trained, judged, seed
+            )
+        return network, prune_layers(
+            network,
+            sequences,
+            method=method,
+            density=density,
+            pattern=pattern,
+            options=options,
+            batch_size=n,
+            seed=seed,
+            recover=recover,
         )
-    done = prune_layers(
-        network,
-        sequences,
-        method=method,
-        density=density,
-        pattern=pattern,
-        options=options,
-        batch_size=batch,
-        seed=seed,
-        recover=recover,
-    )
+
+    network, done = size.fit(pruned)
     sizes = compact_sizes(network, done.masks)
     record = {
         "method": method,
@@ -127,7 +139,12 @@ def prune(
         "recovery_steps": spent,
         **sizes,
     }
-    made_by = provenance("cli.prune", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.prune",
+        arguments,
+        device=describe_device(place),
+        microbatch=halved(size, trained, judged),
+    )
     with atomic(output) as partial:
         partial.mkdir()
         save_compact(network, done.masks, partial)
@@ -146,10 +163,11 @@ def _recovery(
     judged: "Sequences",
     steps: int,
     learning_rate: float,
-    batch: int,
+    batch: "Microbatch",
+    judged_at: "Microbatch",
     seed: int,
 ) -> "Recover":
-    """A short finetuning after a stage."""
+    """A short finetuning after a stage, `batch.asked` documents a step."""
     from itertools import count
 
     from paramscope.artifacts.digest import seed_of
@@ -158,15 +176,15 @@ def _recovery(
     from paramscope.evaluation.perplexity import model_perplexity
 
     schedule = Schedule(
-        epochs=-(-steps * batch // len(training)),
-        batch=batch,
+        epochs=-(-steps * batch.asked // len(training)),
+        batch=batch.asked,
         learning_rate=learning_rate,
         max_steps=steps,
     )
     stage = count()
 
     def evaluate(network: "PreTrainedModel") -> Judged:
-        found = model_perplexity(network, judged, batch)
+        found = model_perplexity(network, judged, judged_at)
         return Judged(found, found)
 
     def recover(network: "PreTrainedModel", masks: "dict[str, Tensor]") -> None:
@@ -177,6 +195,7 @@ def _recovery(
             evaluate,
             schedule,
             seed=seed_of(seed, "recovery", next(stage)),
+            microbatch=batch,
         )
 
     return recover

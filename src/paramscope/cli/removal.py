@@ -50,19 +50,22 @@ def removal(
     from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.cli.judging import judge_of
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.geometry.directions import labelled_from_content
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.response.removal import REMOVAL, compare, record, table
     from paramscope.response.removal import removal as measure
 
     place = choose_device(device, threads)
+    size = microbatch_of(arguments)
     judge = judge_of(
         model,
         (member, nonmember, evaluation),
         probe=probe,
         length=length,
-        batch=batch,
+        batch=size,
         bootstrap=bootstrap,
         seed=seed,
         device=place,
@@ -77,7 +80,9 @@ def removal(
         seed=seed,
     )
     found = compare(baseline, steps, seed)
-    made_by = provenance("cli.removal", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.removal", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, table(baseline, steps), REMOVAL, made_by)
     write_record(output_record, record(found), made_by)
     for name, one in found.items():

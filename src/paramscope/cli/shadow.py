@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from paramscope.cli.options import (
-    BatchSize,
     DeviceName,
     Dtype,
     DtypeName,
@@ -15,6 +14,7 @@ from paramscope.cli.options import (
     Output,
     Seed,
     Threads,
+    TrainingBatch,
 )
 
 
@@ -28,7 +28,7 @@ def shadow(
         int, Option(min=1, help="How many there are; of an even number, each document is in half.")
     ],
     max_epochs: Annotated[int, Option(help="Passes over its half at most.")] = 8,
-    batch: BatchSize = 16,
+    batch: TrainingBatch = 16,
     learning_rate: Annotated[float, Option(help="Of AdamW, at its peak.")] = 1e-3,
     target_auc: Annotated[
         float,
@@ -52,9 +52,11 @@ def shadow(
     from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tables import read_table, write_table
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
     from paramscope.errors import RequestError
     from paramscope.evaluation.lira import SHADOW, confidence, trained_half
+    from paramscope.memory import halved
     from paramscope.models.folders import sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.losses import document_losses, token_statistics
@@ -79,10 +81,12 @@ def shadow(
         max_epochs, batch, learning_rate, max(1, steps_an_epoch // 4), target_auc=target_auc
     )
     torch.manual_seed(seed_of(seed, "shadow", number, "dropout"))
-    judge = membership_judge(inside, outside, batch_size=2 * batch)
-    history = train(model, inside, schedule, judge, seed_of(seed, "shadow", number))
+    size = microbatch_of(arguments)
+    judged = microbatch_of(arguments, "evaluation", 2 * batch)
+    judge = membership_judge(inside, outside, batch_size=judged)
+    history = train(model, inside, schedule, judge, seed_of(seed, "shadow", number), size)
     texts = sequences_of(encode, documents, length).to(place)
-    statistics = token_statistics(model, texts, 2 * batch, moments=False)
+    statistics = token_statistics(model, texts, judged, moments=False)
     losses = document_losses(statistics.log_probs, texts.lengths).cpu().numpy()
     table = pd.DataFrame(
         {
@@ -92,7 +96,9 @@ def shadow(
             "confidence": confidence(losses),
         }
     )
-    made_by = provenance("cli.shadow", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.shadow", arguments, device=describe_device(place), microbatch=halved(size, judged)
+    )
     write_table(output, table, SHADOW, made_by)
     last = history.iloc[-1]
     print(

@@ -50,14 +50,16 @@ def spotcheck(
     All three are over the same documents, the first of the calibration split.
     """
     arguments = dict(locals())
+    from functools import partial
+
     import numpy as np
     import pandas as pd
-    from tqdm import tqdm
 
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.records import write_record
     from paramscope.artifacts.tables import write_table
     from paramscope.cli.inputs import model_and_text
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.curvature.methods import estimator
     from paramscope.curvature.moments import moments
     from paramscope.curvature.products import ggn_entries, hessian_entries
@@ -65,11 +67,12 @@ def spotcheck(
         SPOTCHECK,
         SPOTCHECK_DRAWS,
         by_draws,
+        exact_entries,
         quality,
         stratified,
     )
     from paramscope.devices import describe_device
-    from paramscope.memory import fitting
+    from paramscope.memory import halved
 
     chosen = estimator(method, graph=graph.value, probes=probes)
     network, text, place = model_and_text(
@@ -82,9 +85,8 @@ def spotcheck(
         threads=threads,
         memory_gb=memory_gb,
     )
-    made = fitting(
-        lambda size: chosen.draw(network, text, range(draws), seed=seed, batch_size=size), batch
-    )
+    size = microbatch_of(arguments)
+    made = size.fit(lambda n: chosen.draw(network, text, range(draws), seed=seed, batch_size=n))
     estimate = moments(made, chosen.random)
     error = estimate.standard_error()
     entries = stratified(estimate.mean, parameters, seed)
@@ -93,10 +95,18 @@ def spotcheck(
         checked[column] = [float(values[name].flatten()[i]) for name, i in entries]
     sampled = np.array([[float(draw[name].flatten()[i]) for name, i in entries] for draw in made])
     n = len(entries)
-    checked["exact_ggn"] = list(tqdm(ggn_entries(network, text, entries), "exact G", n))
-    checked["exact_hessian"] = list(tqdm(hessian_entries(network, text, entries), "exact H", n))
+    at_once = microbatch_of(arguments, "sequences", len(text))
+    for column, exact, bar in (
+        ("exact_ggn", ggn_entries, "exact G"),
+        ("exact_hessian", hessian_entries, "exact H"),
+    ):
+        checked[column] = at_once.fit(partial(exact_entries, exact, network, text, entries, bar))
     made_by = provenance(
-        "cli.spotcheck", arguments, device=describe_device(place), notes={"documents": len(text)}
+        "cli.spotcheck",
+        arguments,
+        device=describe_device(place),
+        notes={"documents": len(text)},
+        microbatch=halved(size, at_once),
     )
     write_table(output, checked, SPOTCHECK, made_by)
     write_table(output_draws, by_draws(sampled, checked), SPOTCHECK_DRAWS, made_by)

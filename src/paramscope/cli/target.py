@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from paramscope.cli.options import (
-    BatchSize,
     DeviceName,
     Dtype,
     DtypeName,
@@ -15,6 +14,7 @@ from paramscope.cli.options import (
     OutputFolder,
     Seed,
     Threads,
+    TrainingBatch,
 )
 
 
@@ -26,7 +26,7 @@ def target(
     ],
     output: OutputFolder,
     max_epochs: Annotated[int, Option(help="Passes over the members at most.")] = 8,
-    batch: BatchSize = 16,
+    batch: TrainingBatch = 16,
     learning_rate: Annotated[float, Option(help="Of AdamW, at its peak.")] = 1e-3,
     target_auc: Annotated[
         float, Option(help="Stop when the loss attack's AUC is here; near 1 it is a dull measure.")
@@ -45,7 +45,9 @@ def target(
     from paramscope.artifacts.digest import seed_of
     from paramscope.artifacts.provenance import provenance
     from paramscope.artifacts.tables import read_table
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.memory import halved
     from paramscope.models.folders import save_model, sequences_of
     from paramscope.models.load import load_model
     from paramscope.models.sequences import load_tokenizer
@@ -62,9 +64,13 @@ def target(
     schedule = Schedule(
         max_epochs, batch, learning_rate, max(1, steps_an_epoch // 4), target_auc=target_auc
     )
-    judge = membership_judge(members, nonmembers, batch_size=2 * batch)
-    history = train(model, members, schedule, judge, seed_of(seed, "target"))
-    made_by = provenance("cli.target", arguments, device=describe_device(place))
+    size = microbatch_of(arguments)
+    judged = microbatch_of(arguments, "evaluation", 2 * batch)
+    judge = membership_judge(members, nonmembers, batch_size=judged)
+    history = train(model, members, schedule, judge, seed_of(seed, "target"), size)
+    made_by = provenance(
+        "cli.target", arguments, device=describe_device(place), microbatch=halved(size, judged)
+    )
     save_model(model, base, history, output, made_by)
     last = history.iloc[-1]
     reached = "reached" if last.auc >= target_auc else "NOT reached"

@@ -46,7 +46,9 @@ def tensor_responses(
     from paramscope.artifacts.tables import write_table
     from paramscope.artifacts.tensors import read_tensors
     from paramscope.cli.judging import judge_of
+    from paramscope.cli.microbatches import microbatch_of
     from paramscope.devices import DTYPES, choose_device, describe_device
+    from paramscope.memory import halved
     from paramscope.models.load import load_model
     from paramscope.response.noise import NoiseSource
     from paramscope.response.sweep import curvature_of, sweep
@@ -60,12 +62,13 @@ def tensor_responses(
     )
 
     place = choose_device(device, threads)
+    size = microbatch_of(arguments)
     judge = judge_of(
         model,
         (member, nonmember, evaluation),
         probe=probe,
         length=length,
-        batch=batch,
+        batch=size,
         bootstrap=2,
         seed=seed,
         device=place,
@@ -83,7 +86,9 @@ def tensor_responses(
         curvature=curvature,
     )
     table = tensor_table(responses)
-    made_by = provenance("cli.tensor_responses", arguments, device=describe_device(place))
+    made_by = provenance(
+        "cli.tensor_responses", arguments, device=describe_device(place), microbatch=halved(size)
+    )
     write_table(output, table, TENSOR_RESPONSES, made_by)
     found = foresight(table)
     print(

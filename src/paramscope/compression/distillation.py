@@ -43,8 +43,21 @@ def teacher_states(teacher: PreTrainedModel, batch: Sequences) -> list[Tensor]:
     return states
 
 
-def square_head(states: Sequence[Tensor], wanted: Sequence[Tensor], batch: Sequences) -> Tensor:
+def squares(states: Sequence[Tensor], batch: Sequences) -> Tensor:
+    """‖state‖² of each block over real tokens alone, [blocks]."""
+    real = _real(batch)
+    return torch.stack([wide(state)[real].square().sum() for state in states])
+
+
+def square_head(
+    states: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    batch: Sequences,
+    over: Tensor | None = None,
+) -> Tensor:
     """Σ over blocks of ‖student − teacher‖² / ‖teacher‖², a scalar, over real tokens alone.
+
+    `over`, [blocks], stands for ‖teacher‖² where the batch is a part of the one that is meant.
 
     Raises:
         RequestError: student and teacher differ in their blocks or widths.
@@ -54,9 +67,15 @@ def square_head(states: Sequence[Tensor], wanted: Sequence[Tensor], batch: Seque
             f"distillation: the teacher has {len(wanted)} blocks and the model {len(states)}, or "
             "their widths differ; give the dense model that was pruned"
         )
-    real = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
+    real = _real(batch)
     total = torch.zeros((), device=batch.ids.device)
-    for state, target in zip(states, wanted, strict=True):
+    for i, (state, target) in enumerate(zip(states, wanted, strict=True)):
         target = wide(target)[real]
-        total = total + (wide(state)[real] - target).square().sum() / target.square().sum()
+        whole = target.square().sum() if over is None else over[i]
+        total = total + (wide(state)[real] - target).square().sum() / whole
     return total
+
+
+def _real(batch: Sequences) -> Tensor:
+    """Which tokens are no padding, [B, T], bool."""
+    return torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]

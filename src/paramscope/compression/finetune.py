@@ -27,6 +27,7 @@ from paramscope.compression.schedule import Schedule
 from paramscope.compression.schemas import EPOCHS
 from paramscope.compression.signed_zeros import apply_masks, kept_state, masks_of, restore_kept
 from paramscope.errors import RequestError
+from paramscope.memory import Microbatch
 from paramscope.models.sequences import Sequences
 
 
@@ -74,6 +75,7 @@ def finetune(
     state: Path | None = None,
     save_every: int = 50,
     on_step: Callable[[Step], None] | None = None,
+    microbatch: Microbatch | None = None,
 ) -> Finetuned:
     """Finetune `model` in place; what `masks` prunes stays 0, and the best epoch is kept.
 
@@ -94,8 +96,10 @@ def finetune(
             every `save_every` steps. Left where it is at the end.
         save_every: steps.
         on_step: is told of every step.
+        microbatch: sequences a forward, halved where memory runs out; else that ends it.
 
     Raises:
+        DeviceError: memory runs out with one sequence a forward.
         RequestError: masks of another model, distillation without a teacher, or a loss,
             gradient or perplexity that is not finite.
         ArtifactError: `state` is of another finetuning, or damaged.
@@ -116,6 +120,7 @@ def finetune(
         state,
         save_every,
         on_step,
+        microbatch,
     ).finish()
 
 
@@ -134,6 +139,7 @@ class _Run:
     state: Path | None
     save_every: int
     on_step: Callable[[Step], None] | None
+    microbatch: Microbatch | None
 
     def __post_init__(self) -> None:
         apply_masks(self.model.eval(), self.masks)
@@ -158,6 +164,8 @@ class _Run:
                 self.state, self.identity, self.model, self.masks, self.optimizer
             )
             self.memory.total_peak = self.progress.total_peak_bytes
+            if self.microbatch is not None:
+                self.microbatch.lower(self.progress.taken)
         else:
             self._begin_epoch()
             self._end_epoch(0.0)
@@ -178,7 +186,13 @@ class _Run:
         for batch in self._batches(epoch):
             rate = self.schedule.rate(progress.step + 1, self.total)
             loss, norm = take_step(
-                self.model, self.optimizer, batch, rate, self.schedule, self.teacher
+                self.model,
+                self.optimizer,
+                batch,
+                rate,
+                self.schedule,
+                self.teacher,
+                self.microbatch,
             )
             progress.step += 1
             progress.epoch_loss += loss
@@ -249,6 +263,7 @@ class _Run:
         earlier = progress.epoch_wall_s
         progress.epoch_wall_s += wall_s
         progress.total_peak_bytes = self.memory.total_peak
+        progress.taken = None if self.microbatch is None else self.microbatch.taken
         save_progress(self.state, self.identity, progress, self.model, self.masks, self.optimizer)
         progress.epoch_wall_s = earlier
 

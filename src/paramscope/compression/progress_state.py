@@ -17,7 +17,14 @@ from paramscope.compression.schedule import Schedule
 from paramscope.compression.signed_zeros import kept_state, restore_kept
 from paramscope.errors import ArtifactError
 from paramscope.models import saved_state
-from paramscope.models.saved_state import named, optimizer_state, part_of, restore_optimizer
+from paramscope.models.saved_state import (
+    named,
+    optimizer_state,
+    part_of,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+)
 from paramscope.models.sequences import Sequences
 
 
@@ -32,6 +39,7 @@ class Progress:
         epoch_loss: the sum of the running epoch's training losses.
         epoch_wall_s: what earlier processes took over the running epoch.
         total_peak_bytes: the most memory that any process held so far.
+        taken: sequences a forward that earlier processes came down to; None where none can.
     """
 
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -40,6 +48,7 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_wall_s: float = 0.0
     total_peak_bytes: int = 0
+    taken: int | None = None
 
 
 def fingerprint(
@@ -66,7 +75,8 @@ def save_progress(
     plain = {name: value for name, value in vars(progress).items() if name != "best"}
     tensors = named("weights", kept_state(model, masks)) | named("best", progress.best)
     tensors |= named("optimizer", optimizer_state(optimizer))
-    tensors |= named("random", _random_state())
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    tensors |= named("random", random_state(*devices))
     made_by = provenance("compression.finetune", {"identity": identity})
     write_tensors(path, {"identity": identity, "progress": json.dumps(plain), **tensors}, made_by)
 
@@ -91,21 +101,6 @@ def load_progress(
         )
     restore_kept(model, masks, part_of(content, "weights"))
     restore_optimizer(optimizer, part_of(content, "optimizer"))
-    for name, value in part_of(content, "random").items():
-        _set_random_state(name, value)
+    restore_random_state(part_of(content, "random"))
     best = {name: value.clone() for name, value in part_of(content, "best").items()}
     return Progress(best, **json.loads(content["progress"]))
-
-
-def _random_state() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def _set_random_state(device: str, state: Tensor) -> None:
-    if device == "cpu":
-        torch.set_rng_state(state.clone())
-    elif torch.cuda.is_available():
-        torch.cuda.set_rng_state(state.clone(), device)

@@ -12,6 +12,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from paramscope.memory import Microbatch, fitting
 from paramscope.models.losses import mean_loss
 from paramscope.models.sequences import Sequences
 
@@ -83,21 +84,33 @@ def ggn_entries(
 class HessianProduct:
     """v ↦ Hv for the mean loss over `sequences`, summed over fixed microbatches.
 
-    Vectors are flat, [N], in the order of `model.named_parameters()`.
+    Vectors are flat, [N], in the order of `model.named_parameters()`. Where memory runs out, a
+    product is begun anew with half of a `Microbatch`.
     """
 
-    def __init__(self, model: PreTrainedModel, sequences: Sequences, batch_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sequences: Sequences, batch_size: int | Microbatch
+    ) -> None:
         self.model, self.sequences, self.batch_size = model, sequences, batch_size
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
         self.size = sum(p.numel() for p in self.parameters)
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Hv, [N]."""
+        """Hv, [N].
+
+        Raises:
+            DeviceError: memory runs out, and the microbatch can't be halved any more.
+        """
+        return fitting(
+            self.batch_size, lambda size: self._product(vector, size), len(self.sequences)
+        )
+
+    def _product(self, vector: Tensor, size: int) -> Tensor:
         parts = self.shaped(vector[:, None]).values()
         shaped = [v[0].to(p) for v, p in zip(parts, self.parameters, strict=True)]
         total = torch.zeros_like(vector)
-        for batch in self.sequences.batches(self.batch_size):
+        for batch in self.sequences.batches(size):
             share = batch.n_predicted / self.sequences.n_predicted
             named = dict(zip(self.names, self.parameters, strict=True))
             gradients = loss_gradients(self.model, batch, named, share).values()

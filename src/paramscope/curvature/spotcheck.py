@@ -1,15 +1,20 @@
 """The estimate beside exact entries of the Hessian and the Gauss–Newton matrix."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from scipy.stats import spearmanr
 from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from paramscope.artifacts.digest import seed_of
 from paramscope.curvature.products import Entry
+from paramscope.models.sequences import Sequences
 
 ROUNDING = 1e-6  # of the median: float32's, squared, with room; a key's bias has no more
 SPOTCHECK = pa.schema(
@@ -53,6 +58,26 @@ def stratified(estimate: Mapping[str, Tensor], count: int, seed: int) -> list[En
         entries += [(name, rows[depth]) for name, rows in chosen.items() if depth < len(rows)]
         depth += 1
     return sorted(entries[:count])
+
+
+def exact_entries(
+    exact: Callable[[PreTrainedModel, Sequences, Sequence[Entry]], Iterator[float]],
+    model: PreTrainedModel,
+    text: Sequences,
+    entries: Sequence[Entry],
+    bar: str,
+    batch_size: int,
+) -> list[float]:
+    """Exact entries over `text`, `batch_size` sequences at a time: they are means over tokens.
+
+    `exact` is `products.ggn_entries` or `hessian_entries`; `bar` names the bar that is shown.
+    """
+    parts = []
+    for part in text.batches(batch_size):
+        share = part.n_predicted / text.n_predicted
+        values = tqdm(exact(model, part, entries), bar, len(entries))
+        parts.append([share * value for value in values])
+    return [reduce(operator.add, values) for values in zip(*parts, strict=True)]
 
 
 def quality(checked: pd.DataFrame) -> dict[str, float | int]:

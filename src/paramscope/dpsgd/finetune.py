@@ -25,6 +25,7 @@ from paramscope.dpsgd.plan import Plan
 from paramscope.dpsgd.privacy import Clipped, Privacy
 from paramscope.dpsgd.trained import check_private
 from paramscope.errors import ArtifactError, RequestError
+from paramscope.memory import Microbatch, fitting
 from paramscope.models.saved_state import (
     fingerprint,
     named,
@@ -74,6 +75,7 @@ def finetune(
     state: Path | None = None,
     save_every: int = 50,
     on_step: Callable[[int], None] | None = None,
+    microbatch: Microbatch | None = None,
 ) -> Unreleased:
     """Finetune `model` in place on `text`, a sample a sequence; it is left in eval mode.
 
@@ -94,13 +96,16 @@ def finetune(
             `save_every` steps and at the end. Private. Left where it is.
         save_every: steps.
         on_step: is told of each step's number.
+        microbatch: the physical batch, halved where memory runs out; else that ends it. What it
+            came down to is private: it hangs on which samples chance drew.
 
     Raises:
+        DeviceError: memory runs out with one sample a forward.
         RequestError: a model that the method can't do, a sample's gradient that is not finite
             where the method can't drop it, or weights that are no longer finite.
         ArtifactError: `state` is of another finetuning, or damaged.
     """
-    run = _Run(model.eval(), text.to(model.device), plan, seed, state, save_every)
+    run = _Run(model.eval(), text.to(model.device), plan, seed, state, save_every, microbatch)
     run.finish(on_step)
     return run.seen
 
@@ -115,6 +120,7 @@ class _Run:
     seed: int
     state: Path | None
     save_every: int
+    microbatch: Microbatch | None = None
     steps: int = 0
     seen: Unreleased = field(default_factory=Unreleased)
 
@@ -156,7 +162,11 @@ class _Run:
         rate = self.plan.rate(self.steps + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        told = [self._clipped(part) for part in self._parts(places)]
+        told = fitting(
+            self.microbatch or self.plan.physical_batch,
+            lambda size: self._clipped(places, size),
+            max(1, len(places)),
+        )
         self.end.step()
         self.end.zero_grad()
         self.steps += 1
@@ -166,19 +176,24 @@ class _Run:
         self.seen.clipped.append(sum(int(s.sum()) for s in scaled) if whole else None)
         self.seen.dropped.append(sum(int(one.dropped.sum()) for one in told))
 
-    def _clipped(self, part: Sequences) -> Clipped:
-        self.method.forward(part)
-        told = self.method.backward()
-        assert told is not None  # all of PRIVATE_METHODS tell
-        return told
+    def _clipped(self, places: list[int], size: int) -> list[Clipped]:
+        """The clipped sum over the samples at `places`, `size` a forward, in `.grad`."""
+        self.model.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+        all_told = []
+        for part in self._parts(places, size):
+            self.method.forward(part)
+            told = self.method.backward()
+            assert told is not None  # all of PRIVATE_METHODS tell
+            all_told.append(told)
+        return all_told
 
-    def _parts(self, places: list[int]) -> Iterator[Sequences]:
-        """The samples at `places`, the longest first, as many as a forward takes."""
+    def _parts(self, places: list[int], size: int) -> Iterator[Sequences]:
+        """The samples at `places`, the longest first, `size` at a time."""
         if places:
             index = torch.tensor(places, device=self.text.ids.device)
             names = tuple(self.text.names[place] for place in places)
             batch = Sequences(self.text.ids[index], self.text.lengths[index], names)
-            yield from batch.by_length().batches(self.plan.physical_batch)
+            yield from batch.by_length().batches(size)
 
     def _save(self) -> None:
         """Store the progress, of weights that are finite."""
@@ -191,9 +206,12 @@ class _Run:
         if self.state is None:
             return
         noise = {str(lane): value for lane, value in enumerate(self.noise.state())}
+        taken = None if self.microbatch is None else self.microbatch.taken
         content: dict[str, Tensor | str] = {
             "identity": self.identity,
-            "progress": json.dumps({"steps": self.steps, "seen": asdict(self.seen)}),
+            "progress": json.dumps(
+                {"steps": self.steps, "seen": asdict(self.seen), "taken": taken}
+            ),
             **named("weights", weights),
             **named("optimizer", optimizer_state(self.optimizer)),
             **named("noise", noise),
@@ -219,3 +237,5 @@ class _Run:
         self.sampling.set_state(part_of(content, "sampling")["state"].clone())
         progress = json.loads(content["progress"])
         self.steps, self.seen = progress["steps"], Unreleased(**progress["seen"])
+        if self.microbatch is not None:
+            self.microbatch.lower(progress["taken"])

@@ -12,6 +12,7 @@ from paramscope.dpsgd.accounting import auc_bound, one_run_auc_bound
 from paramscope.evaluation.membership import resample_counts
 from paramscope.evaluation.perplexity import log_perplexity, resampled_log_perplexity
 from paramscope.evaluation.roc import CONFIDENCE, Floats, Resamples, judge, resamples
+from paramscope.memory import Microbatch
 from paramscope.models.losses import document_losses, token_log_probabilities
 from paramscope.models.sequences import Sequences
 
@@ -84,7 +85,7 @@ class Yardstick:
     nonmembers: Sequences
     windows: Tensor
     documents: Resamples
-    batch_size: int
+    batch_size: int | Microbatch
 
     def scores(self, model: PreTrainedModel) -> Scores:
         """A model's scores; intervals are of a bootstrap over windows and over documents."""
@@ -118,7 +119,7 @@ def yardstick(
     *,
     bootstrap: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | Microbatch,
 ) -> Yardstick:
     """The texts with `bootstrap` resamples of each.
 

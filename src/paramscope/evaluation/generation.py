@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.errors import RequestError
+from paramscope.memory import Microbatch, pieces
 from paramscope.models.sequences import Sequences
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -27,7 +28,7 @@ def generate_scores(
     *,
     prompt_tokens: int,
     new_tokens: int,
-    batch_size: int,
+    batch_size: int | Microbatch,
 ) -> dict[str, float]:
     """Scores of the model's continuations against what the documents say.
 
@@ -65,7 +66,7 @@ def continuations(
     *,
     prompt_tokens: int,
     new_tokens: int,
-    batch_size: int,
+    batch_size: int | Microbatch,
 ) -> list[tuple[str, str]]:
     """Of each document that is long enough: the model's own continuation, and the document's.
 
@@ -93,13 +94,13 @@ def continuations(
     ends = _ends(model)
     texts = []
     with tqdm(total=len(ids), desc="generating", unit="document") as bar:
-        for batch in ids.split(batch_size):
-            prompts, references = batch[:, :prompt_tokens], batch[:, prompt_tokens:]
-            generated = greedy(model, prompts, new_tokens)
-            for own, reference in zip(generated.tolist(), references.tolist(), strict=True):
+        prompts, references = ids[:, :prompt_tokens], ids[:, prompt_tokens:]
+        parts = pieces(len(ids), batch_size, lambda at: greedy(model, prompts[at], new_tokens))
+        for place, generated in parts:
+            for own, reference in zip(generated.tolist(), references[place].tolist(), strict=True):
                 told = tokenizer.decode(_until(own, ends))
                 texts.append((told, tokenizer.decode(reference)))
-            bar.update(len(batch))
+            bar.update(len(generated))
     return texts
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from paramscope.memory import Microbatch, pieces
 from paramscope.models.losses import token_log_probabilities
 from paramscope.models.sequences import Sequences
 
@@ -21,22 +22,27 @@ def log_perplexity(log_probs: Tensor, lengths: Tensor) -> float:
 
 
 def model_log_perplexity(
-    model: PreTrainedModel, sequences: Sequences, batch_size: int, bar: str = ""
+    model: PreTrainedModel, sequences: Sequences, batch_size: int | Microbatch, bar: str = ""
 ) -> float:
     """A model's mean negative log-likelihood a predicted token of the sequences, in nats.
 
     `bar` names a bar of the sequences done; without a name none is shown.
     """
     total = 0.0
+
+    def summed(place: slice) -> float:
+        batch = sequences.part(place)
+        return float(token_log_probabilities(model, batch, len(batch)).sum())
+
     with tqdm(total=len(sequences), desc=bar, unit="sequence", disable=not bar) as shown:
-        for batch in sequences.batches(batch_size):
-            total -= float(token_log_probabilities(model, batch, len(batch)).sum())
-            shown.update(len(batch))
+        for place, log_p in pieces(len(sequences), batch_size, summed):
+            total -= log_p
+            shown.update(place.stop - place.start)
     return total / sequences.n_predicted
 
 
 def model_perplexity(
-    model: PreTrainedModel, sequences: Sequences, batch_size: int, bar: str = ""
+    model: PreTrainedModel, sequences: Sequences, batch_size: int | Microbatch, bar: str = ""
 ) -> float:
     """The exponential of `model_log_perplexity`; infinite where no float holds it."""
     try:

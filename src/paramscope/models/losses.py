@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from paramscope.memory import Microbatch, pieces
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
 
@@ -55,30 +56,36 @@ class TokenStatistics:
 
 @torch.no_grad()
 def token_statistics(
-    model: PreTrainedModel, sequences: Sequences, batch_size: int, moments: bool
+    model: PreTrainedModel, sequences: Sequences, batch_size: int | Microbatch, moments: bool
 ) -> TokenStatistics:
     """Statistics of all next tokens, with the mean and deviation of log p if `moments`.
 
     Softmax and moments are taken a few tokens at a time, in float32 at least: the logits of a
     batch are held once, and nothing else of their size.
+
+    Raises:
+        DeviceError: memory runs out, and the batch can't be halved any more.
     """
     shape = (3 if moments else 1, len(sequences), sequences.ids.shape[1] - 1)
     found = torch.zeros(shape, dtype=torch.float64, device=sequences.ids.device)
-    start = 0
-    for batch in sequences.batches(batch_size):
+
+    def statistics(place: slice) -> Tensor:
+        batch = sequences.part(place)
         scores = logits(model, batch.ids).flatten(0, 1)
         following = batch.ids.roll(-1, 1).flatten()  # of a last token: not one that is predicted
         size = max(1, CHUNK_BYTES // (4 * scores.shape[1]))
         parts = zip(scores.split(size), following.split(size), strict=True)
         values = torch.cat([_statistics(*part, moments) for part in parts], 1)
-        values = values.unflatten(1, batch.ids.shape)[:, :, :-1].masked_fill(~batch.predicted, 0)
-        found[:, start : start + len(batch), : values.shape[2]] = values
-        start += len(batch)
+        shaped: Tensor = values.unflatten(1, batch.ids.shape)[:, :, :-1]
+        return shaped.masked_fill(~batch.predicted, 0)
+
+    for place, values in pieces(len(sequences), batch_size, statistics):
+        found[:, place, : values.shape[2]] = values
     return TokenStatistics(*found)
 
 
 def token_log_probabilities(
-    model: PreTrainedModel, sequences: Sequences, batch_size: int
+    model: PreTrainedModel, sequences: Sequences, batch_size: int | Microbatch
 ) -> Tensor:
     """`log_probabilities` of all sequences, [S, T−1], in float64 and without a gradient."""
     return token_statistics(model, sequences, batch_size, moments=False).log_probs

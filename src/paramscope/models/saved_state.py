@@ -1,4 +1,4 @@
-"""What a training that was cut off goes on from: its identity, and its optimizer's state."""
+"""What a training that was cut off goes on from: its identity, and the states it hangs on."""
 
 import hashlib
 import json
@@ -61,3 +61,18 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
         state.setdefault(int(i), {})[key] = int(value) if counted else value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def random_state(*devices: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators, of the CPU and of those of `devices` on CUDA."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {str(d): torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+
+
+def restore_random_state(states: Mapping[str, Tensor]) -> None:
+    """Put the generators where `random_state` found them; a GPU's stays where there is none."""
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state.clone())
+        elif torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.clone(), device)

@@ -51,9 +51,13 @@ class Sequences:
     def batches(self, size: int) -> Iterator["Sequences"]:
         """At most `size` sequences at a time, each batch cut to its longest."""
         for start in range(0, len(self), size):
-            batch = self[start : start + size]
-            longest = int(batch.lengths.max())
-            yield Sequences(batch.ids[:, :longest], batch.lengths, batch.names)
+            yield self.part(slice(start, start + size))
+
+    def part(self, place: slice) -> "Sequences":
+        """The sequences at a place, cut to the longest of them."""
+        batch = self[place]
+        longest = int(batch.lengths.max())
+        return Sequences(batch.ids[:, :longest], batch.lengths, batch.names)
 
     def to(self, device: torch.device) -> "Sequences":
         """The same on `device`."""

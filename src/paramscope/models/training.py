@@ -12,7 +12,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paramscope.artifacts.digest import seed_of
+from paramscope.memory import Microbatch, fitting
 from paramscope.models.losses import document_losses, mean_loss, token_log_probabilities
+from paramscope.models.saved_state import random_state, restore_random_state
 from paramscope.models.sequences import Sequences
 
 TRAINING = pa.schema(
@@ -66,7 +68,9 @@ class Progress:
 Judge = Callable[[PreTrainedModel], tuple[float, float, float]]
 
 
-def membership_judge(members: Sequences, nonmembers: Sequences, batch_size: int) -> Judge:
+def membership_judge(
+    members: Sequences, nonmembers: Sequences, batch_size: int | Microbatch
+) -> Judge:
     """A function that gives a model's member loss, non-member loss and loss-attack AUC."""
     from sklearn.metrics import roc_auc_score
 
@@ -84,12 +88,23 @@ def membership_judge(members: Sequences, nonmembers: Sequences, batch_size: int)
 
 
 def train(
-    model: PreTrainedModel, text: Sequences, schedule: Schedule, judge: Judge, seed: int
+    model: PreTrainedModel,
+    text: Sequences,
+    schedule: Schedule,
+    judge: Judge,
+    seed: int,
+    microbatch: Microbatch | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place on `text`; return the rows of training.parquet.
 
     Documents are shuffled anew each epoch by `seed`, which dropout hangs on, too. The model is
     left in eval mode, at the first evaluation that reached `target_auc`, or at the end.
+
+    A step's documents go through the model at once; where memory runs out, given a `microbatch`,
+    the step is begun anew in several forwards, whose gradients weigh by their tokens.
+
+    Raises:
+        DeviceError: memory runs out with one document a forward.
     """
     torch.manual_seed(seed)
     steps_an_epoch = math.ceil(len(text) / schedule.batch)
@@ -107,7 +122,7 @@ def train(
             rate = schedule.learning_rate * rate_at(step, total, schedule.warmup_share)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            running.append(_step(model, batch, optimizer, schedule.clip))
+            running.append(_step(model, batch, optimizer, schedule.clip, microbatch))
             bar.update()
             if step % schedule.evaluate_every and step != total:
                 continue
@@ -127,16 +142,31 @@ def train(
 
 
 def _step(
-    model: PreTrainedModel, batch: Sequences, optimizer: torch.optim.Optimizer, clip: float
+    model: PreTrainedModel,
+    batch: Sequences,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+    microbatch: Microbatch | None,
 ) -> Tensor:
     model.train()
-    loss = mean_loss(model, batch)
-    loss.backward()
+    before = random_state(model.device)
+
+    def gradients(size: int) -> Tensor:
+        optimizer.zero_grad()  # this and dropout's state: of an attempt that ran out of memory
+        restore_random_state(before)
+        losses = []
+        for part in batch.batches(size):
+            loss = mean_loss(model, part) * (part.n_predicted / batch.n_predicted)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    loss = fitting(microbatch or len(batch), gradients, len(batch))
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     optimizer.zero_grad()
     model.eval()
-    return loss.detach()
+    return loss
 
 
 def _shuffled(text: Sequences, schedule: Schedule, seed: int) -> Iterator[Sequences]:

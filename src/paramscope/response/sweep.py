@@ -21,6 +21,7 @@ from paramscope.evaluation.membership import (
     wins,
 )
 from paramscope.evaluation.perplexity import log_perplexity, resampled_log_perplexity
+from paramscope.memory import Microbatch
 from paramscope.models.losses import document_losses, token_log_probabilities
 from paramscope.models.sequences import Sequences, concatenate
 from paramscope.response.classes import Classes, ClassSet
@@ -66,7 +67,7 @@ class Judge:
         *,
         min_k_percent: float,
         bootstrap: int,
-        batch_size: int,
+        batch_size: int | Microbatch,
         seed: int,
         device: torch.device,
     ) -> None:
