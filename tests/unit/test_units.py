@@ -9,7 +9,7 @@ from paramscope.units import amount, time_unit_of, unit_of
     ("size", "told"),
     [
         (None, "unknown"), (0, "0.0 kB"), (12, "0.0 kB"), (1234, "1.2 kB"), (1e6, "1.0 MB"),
-        (84_825_604_096, "84.8 GB"), (1e12, "1.0 TB"), (62.7e15, "62.7 PB"), (2e18, "2,000.0 PB"),
+        (84_825_604_096, "84.8 GB"), (1e12, "1.0 TB"), (62.7e15, "62.7 PB"), (2e18, "2.0 EB"),
     ],
 )  # fmt: skip
 def test_bytes_are_told_in_the_largest_unit(size, told):

@@ -41,7 +41,7 @@ def sparsegpt(weight: Tensor, statistic: Statistic | None, ask: Ask) -> Answer:
     size = ask.options.blocksize
     errors = torch.empty(min(size, d), p, dtype=U.dtype, device=U.device)
     short = 0  # weights that earlier blocks were to keep and could not
-    for start in rounds(range(0, d, size)):
+    for start in rounds(range(0, d, size), 1):
         end = min(start + size, d)
         if ask.pattern == "unstructured":
             scores = (work[start:end] / scale[start:end]).square_()

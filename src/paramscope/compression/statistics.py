@@ -55,7 +55,7 @@ class SecondMoments:
     def add(self, rows: Tensor) -> None:
         """Count the inputs of n more tokens, [n, d]: half the products, H being symmetric."""
         rows = rows.to(self.matrix.dtype)
-        for a, b in tiles(len(self.matrix)):
+        for a, b in rounds(tiles(len(self.matrix)), 1):
             self.matrix[a:, a:b].addmm_(rows[:, a:].T, rows[:, a:b])
         self.rows += len(rows)
 

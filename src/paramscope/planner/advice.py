@@ -3,17 +3,23 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 from paramscope.planner.estimate import Estimate, estimate, resolved
 from paramscope.planner.known_devices import Device, usable_bytes
-from paramscope.planner.models import Source
+from paramscope.planner.models import Source, parameters
 from paramscope.planner.options import Options
 from paramscope.planner.runs import DeviceKind
 from paramscope.planner.strategies import STRATEGIES
 
+if TYPE_CHECKING:
+    from paramscope.planner.cache import Store
+
 CHUNK = 512  # tokens of logits at a time, where a plan proposes chunks
 MOST = 2**20  # sequences a batch that are looked for
+NARROWEST = 2  # bytes of a weight, at least
 
+State = Literal["fits", "mended", "tight", "no"]
 Estimated = Callable[[str, Options], Estimate]
 
 
@@ -62,10 +68,17 @@ class Adviser:
         source: the model, as `models.configuration` takes it.
         device: what it should fit.
         process_bytes: of Python and its libraries, which a CPU's memory holds, too.
+        store: where estimates are kept; None keeps them as long as the adviser.
     """
 
-    def __init__(self, source: Source, device: Device, process_bytes: int = 0) -> None:
-        self.source, self.device = source, device
+    def __init__(
+        self,
+        source: Source,
+        device: Device,
+        process_bytes: int = 0,
+        store: "Store | None" = None,
+    ) -> None:
+        self.source, self.device, self._store = source, device, store
         self.process_bytes = 0 if device.kind == "cuda" else process_bytes
         self._kind: DeviceKind = "cuda" if device.kind == "cuda" else "cpu"
         self._estimated: Estimated = cache(self._estimate)
@@ -86,6 +99,8 @@ class Adviser:
         Single changes are tried first, the one that costs least time before the others; then
         all of them, one upon the other.
         """
+        if self._least_bytes(strategy) > usable_bytes(self.device):
+            return None
         tried = list(self._changes(strategy, options))
         for words, change in tried:
             verdict = self.verdict(strategy, change(options))
@@ -99,6 +114,37 @@ class Adviser:
             if verdict.fits:
                 return Change(tuple(words_so_far), verdict)
         return None
+
+    def state(self, strategy: str, options: Options) -> tuple[State, str | None, int | None]:
+        """How a strategy fits, with the change that it takes and what it takes then.
+
+        It fits, or is mended by a change, or is tight: fits, at best with all changes, only where
+        the margin is not left free. Without any change the words are empty.
+        """
+        verdict = self.verdict(strategy, options)
+        if verdict.fits:
+            return "fits", None, None
+        change = self.mend(strategy, options)
+        if change is not None:
+            return "mended", " ".join(change.words), change.verdict.total_bytes
+        free = self.device.memory_bytes - self.device.held_bytes
+        if verdict.total_bytes <= free:
+            return "tight", "", verdict.total_bytes
+        if self._least_bytes(strategy) <= free:
+            changes = list(self._changes(strategy, options))
+            for _, change_of in changes:
+                options = change_of(options)
+            least = self.verdict(strategy, options).total_bytes
+            if least <= free:
+                return "tight", " ".join(words for words, _ in changes), least
+        return "no", None, None
+
+    def _least_bytes(self, strategy: str) -> int:
+        """What no change brings it below: weights of two bytes, and what AdamW has of each."""
+        if strategy not in STRATEGIES:
+            return 0
+        copies = 4 if "optimizer" in STRATEGIES[strategy].takes else 1
+        return copies * NARROWEST * parameters(self.source)
 
     def largest_batch(self, strategy: str, options: Options) -> int:
         """The largest batch with which the strategy fits, 0 where not even one sequence does.
@@ -130,7 +176,8 @@ class Adviser:
         return low
 
     def _estimate(self, strategy: str, options: Options) -> Estimate:
-        return estimate(self.source, strategy, options, self._kind, device=self.device)
+        make = estimate if self._store is None else self._store.estimate
+        return make(self.source, strategy, options, self._kind, device=self.device)
 
     def _changes(
         self, strategy: str, options: Options

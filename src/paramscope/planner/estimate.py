@@ -106,7 +106,7 @@ def estimate(
     """
     asked = options or Options()
     config, own = configuration(source), resolved(asked, strategy, device_kind)
-    rows = _rows(device, device_kind, strategy)
+    rows = term_rows(device, device_kind, strategy)
     if strategy not in STRATEGIES:
         return _closed_form(source, config, strategy, own, device_kind, rows)
     (found,) = _runs(config, strategy, own, [device_kind], extrapolate, verify)
@@ -122,7 +122,7 @@ def estimates(
         return [estimate(source, strategy, options, kind) for kind in kinds]
     config = configuration(source)
     return [
-        _estimate(source, config, strategy, own[0], kind, _rows(None, kind, strategy), found)
+        _estimate(source, config, strategy, own[0], kind, term_rows(None, kind, strategy), found)
         for kind, found in zip(kinds, _runs(config, strategy, own[0], kinds), strict=True)
     ]
 
@@ -170,7 +170,7 @@ def measure(source: Source, strategy: str, options: Options | None = None) -> Es
         raise RequestError(f"strategy {strategy} is a formula: there is nothing to measure")
     config = configuration(source)
     found = _Found(real_trace(config, strategy, options), "measured")
-    rows = _rows(None, "cpu", strategy)
+    rows = term_rows(None, "cpu", strategy)
     return _estimate(source, config, strategy, options, "cpu", rows, found)
 
 
@@ -192,7 +192,14 @@ def _layers(config: PretrainedConfig) -> int | None:
     return None if key is None else int(getattr(config, key))
 
 
-def _rows(device: Device | None, device_kind: DeviceKind, strategy: str) -> list[dict[str, Any]]:
+def term_rows(
+    device: Device | None, device_kind: DeviceKind, strategy: str
+) -> list[dict[str, Any]]:
+    """What dispatch does not see of a strategy, for `Estimate.terms`.
+
+    Raises:
+        RequestError: a device of another kind.
+    """
     known = device or Device(f"any {device_kind}", device_kind, 0, "", "")
     if (known.kind == "cuda") != (device_kind == "cuda"):
         raise RequestError(f"device {known.name} is of kind {known.kind}; plan for that kind")
@@ -257,5 +264,9 @@ def _estimate(
 
 
 def _described(source: Source, config: PretrainedConfig) -> dict[str, Any]:
-    name = config.model_type if isinstance(source, PretrainedConfig) else str(source)
-    return {"name": name, "type": config.model_type, "layers": _layers(config)}
+    return {"name": called(source), "type": config.model_type, "layers": _layers(config)}
+
+
+def called(source: Source) -> str:
+    """The name that a model was asked for by; a configuration's is its type."""
+    return str(source.model_type if isinstance(source, PretrainedConfig) else source)

@@ -1,11 +1,11 @@
 """What a run held, event by event, and what a model of more layers would have held.
 
 Layers of one kind do the same one after another. So wherever a run goes through its layers, its
-events are those of any other number of layers up to the second layer's end, and again from the
-last layer but one on; and each event's bytes are a line in that number, since each layer adds
-the same. Between the first layers and the last, bytes are a line in the layer's place, so no
-event there stands above both ends. Three runs of 2, 3 and 4 layers give the lines of all events
-at both ends and show whether they are lines; where they are not, there is no extrapolation.
+events are those of any other number of layers up to the first layer's end, and again from the
+last layer on; and each event's bytes are a line in that number, since each layer adds the same.
+Between the first layer and the last, bytes are a line in the layer's place, so no event there
+stands above both ends. Three runs of 1, 2 and 3 layers give the lines of all events at both ends
+and show whether they are lines; where they are not, there is no extrapolation.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from paramscope.names import DPSGD_PARTS
 from paramscope.tracker import Timeline
 from paramscope.tracker.thinning import spread
 
-FEW = (2, 3, 4)  # layers of the runs that are extrapolated from
+FEW = (1, 2, 3)  # layers of the runs that are extrapolated from
 
 
 @dataclass(frozen=True)
