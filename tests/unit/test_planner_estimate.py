@@ -59,7 +59,7 @@ def test_bends_are_not_extrapolated():
         parts[1, 0] = held
         return (Phase("", np.array(["a", "b", "c"], dtype=object), parts),)
 
-    assert highest(extrapolated([run(10), run(20), run(30)], 9)).bytes == 80
+    assert highest(extrapolated([run(10), run(20), run(30)], 9)).bytes == 90
     assert extrapolated([run(10), run(20), run(31)], 9) is None
 
 

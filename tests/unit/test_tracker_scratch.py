@@ -75,5 +75,16 @@ def test_half_precision_keeps_rounded_weights_too():
     assert scratch_bytes(FORWARD, (query, key, value)) == most - made
 
 
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_softmax_copies_what_is_not_contiguous(shifted):
+    scores = torch.randn(4, 9, 33)
+    given = scores[:, :-1] if shifted else scores
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        given.log_softmax(-1)
+    held = scratch_bytes(torch.ops.aten._log_softmax.default, (given, -1, False))
+    assert held == most_held(seen, "aten::_log_softmax") - 4 * given.numel()
+    assert (held > 0) == shifted
+
+
 def test_other_operations_hold_nothing():
     assert scratch_bytes(torch.ops.aten.mm.default, (torch.ones(2, 2), torch.ones(2, 2))) == 0

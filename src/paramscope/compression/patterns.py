@@ -28,7 +28,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     chosen, equal = scores > threshold, scores == threshold
     short = count - chosen.sum(-1, keepdim=True)
     if (equal.sum(-1, keepdim=True) > short).any():
-        equal &= equal.cumsum(-1, dtype=torch.int32) <= short
+        equal &= equal.cumsum(-1, dtype=torch.int32) <= short.to(torch.int32)  # or one is widened
     return chosen.logical_or_(equal)
 
 

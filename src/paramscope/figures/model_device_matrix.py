@@ -39,7 +39,7 @@ MEANING = {
     "fits": "fits as asked for",
     "mended": "fits with a change",
     "tight": "within the margin alone",
-    "no": "does not fit; ×: what the least takes",
+    "no": "fits with no change; ×: what the least takes unchanged",
     "": "not in the plan",
 }
 CHANGES = {  # as typed, and in a cell

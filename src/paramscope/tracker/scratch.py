@@ -1,10 +1,11 @@
 """What CPU kernels hold for themselves while they run, which no dispatched operation shows.
 
 torch's profiler shows these allocations, so they are counted by the kernel's own formula. Of
-the kernels on the way of a language model only flash attention has such scratch.
+the kernels on the way of a language model flash attention has such scratch, and log_softmax
+copies what is not contiguous.
 
-Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp; the tests hold these
-formulas to the profiler. In half precision two things are left out that hang on the processor:
+Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp and native/SoftMax.cpp;
+the tests hold these formulas to the profiler. In half precision two things are left out that hang on the processor:
 packed copies of keys and values in the forward, and oneDNN's products in the backward.
 """
 
@@ -29,27 +30,33 @@ def scratch_bytes(func: Callable[..., Any], args: Sequence[Any]) -> int:
         args: its arguments by position.
     """
     rule = SCRATCH.get(func)
-    return 0 if rule is None else rule(args, torch.get_num_threads())
+    return 0 if rule is None else rule(args)
 
 
-def _forward(args: Sequence[Any], threads: int) -> int:
+def _forward(args: Sequence[Any]) -> int:
     query, key, *_ = args
     rows, columns = _tile(query, key)
     products, weights = _widths(query)
     width, maximum_and_sum = int(query.shape[-1]), 2
     wide = rows * (columns + maximum_and_sum + width)
-    return threads * (wide * products + rows * columns * weights)
+    return torch.get_num_threads() * (wide * products + rows * columns * weights)
 
 
-def _backward(args: Sequence[Any], threads: int) -> int:
+def _backward(args: Sequence[Any]) -> int:
     gradient, query, key, *_ = args
     rows, columns = _tile(query, key)
     products, weights = _widths(query)
     weights_and_gradients = 2 * rows * columns
-    held = threads * weights_and_gradients * (products + weights) + rows * products
+    own = weights_and_gradients * (products + weights)
+    held = torch.get_num_threads() * own + rows * products
     if not gradient.transpose(1, 2).is_contiguous():
         held += gradient.numel() * gradient.element_size()  # a copy that is
     return held
+
+
+def _log_softmax(args: Sequence[Any]) -> int:
+    x: Tensor = args[0]
+    return 0 if x.is_contiguous() else x.numel() * x.element_size()
 
 
 def _tile(query: Tensor, key: Tensor) -> tuple[int, int]:
@@ -65,9 +72,10 @@ def _widths(query: Tensor) -> tuple[int, int]:
 
 
 _aten = torch.ops.aten
-SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any], int], int]] = MappingProxyType(
+SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any]], int]] = MappingProxyType(
     {
         _aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,
         _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
+        _aten._log_softmax.default: _log_softmax,
     }
 )
