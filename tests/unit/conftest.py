@@ -56,6 +56,12 @@ def make_tiny(kind="opt", tied=True, seed=0):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Estimates are kept in a folder of the session's, not in the user's."""
+    os.environ["PARAMSCOPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def exact_attention():
     """The math kernel works in the model's own format, with derivatives of any order."""
     with sdpa_kernel(SDPBackend.MATH):

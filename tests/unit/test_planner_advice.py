@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from transformers import OPTConfig
 
-from paramscope.cli.plan import plan
+from paramscope.cli.plan import plan, recommended
 from paramscope.errors import DeviceError, RequestError
 from paramscope.planner.advice import CHUNK, Adviser
 from paramscope.planner.estimate import estimate
@@ -29,7 +29,9 @@ def of_size(usable, kind="cpu"):
 
 
 def peak(strategy, options=ASKED):
-    return estimate(CONFIG, strategy, options).peak_bytes
+    """What a strategy takes, malloc's reserve with it."""
+    found = estimate(CONFIG, strategy, options)
+    return found.peak_bytes + sum(row["bytes"] or 0 for row in found.terms)
 
 
 def test_what_just_fits_fits():
@@ -70,7 +72,7 @@ def test_the_first_change_that_does_is_taken(strategy, given, words):
         mended = Adviser(CONFIG, of_size(own)).mend(strategy, asked)
         first = next(i for i, n_bytes in enumerate(peaks) if n_bytes <= own)
         assert mended.words == (words[first],)
-        assert mended.verdict.estimate.peak_bytes == peaks[first]
+        assert mended.verdict.total_bytes == peaks[first]
 
 
 def test_changes_are_joined_where_one_is_not_enough():
@@ -107,7 +109,11 @@ def folder(tmp_path):
 
 def test_the_command_tells_what_the_library_does(folder, capsys):
     plan(folder, device="a800", strategy=["training", "ggn"], batch=4, length=64, as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    out, progress = capsys.readouterr()
+    lines = [line for line in progress.splitlines() if line.startswith("planning")]
+    assert lines == ["planning training", "planning ggn"]
+    told = json.loads(out)
+    assert told["recommended"]["training"]["strategy"] == "training"
     assert told["device"]["name"] == "a800"
     training, ggn = told["strategies"]
     expected = estimate(CONFIG, "training", ASKED, "cuda")
@@ -118,8 +124,33 @@ def test_the_command_tells_what_the_library_does(folder, capsys):
     assert training["mend"] is None
     plan(folder, device="a800", strategy=["full_hessian", "training"], largest_batch=True)
     text = capsys.readouterr().out
-    assert "as asked for, full_hessian, training fits" in text
+    assert "for training: training (21.3 MB)" in text
     assert "largest batch" in text
+
+
+def test_what_is_recommended_is_the_first_that_fits_else_that_is_mended():
+    def row(strategy, fits, mend=None):
+        return {
+            "strategy": strategy,
+            "fits": fits,
+            "mend": mend,
+            "total_bytes": 9,
+            "mended_bytes": 5,
+        }
+
+    rows = [
+        row("inference", False),
+        row("ggn", False, ["--dtype bfloat16"]),
+        row("hutchinson", True),
+        row("prune-wanda", False, ["--batch 1"]),
+        row("prune-magnitude", False, ["--batch 1"]),
+        row("full_hessian", False),
+    ]
+    best = recommended(rows)
+    assert best["evaluation"] is None
+    assert best["curvature"]["strategy"] == "hutchinson"
+    assert best["pruning"]["strategy"] == "prune-wanda"
+    assert set(best) == {"evaluation", "curvature", "pruning"}
 
 
 @pytest.mark.parametrize(

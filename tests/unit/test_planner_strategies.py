@@ -44,6 +44,14 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_strategy_takes_less_than_its_copies_of_the_weights(name, dtype):
+    """The advice passes over what could not fit by them, without an estimate."""
+    found = estimate(config(), name, Options(batch=1, length=2, dtype=dtype, draws=1))
+    assert found.peak_bytes >= STRATEGIES[name].copies * found.breakdown["parameters"] > 0
+
+
 def same(kind_of_config, name, options):
     fake, real = estimate(kind_of_config, name, options), measure(kind_of_config, name, options)
     assert fake.peak_bytes == real.peak_bytes > 0

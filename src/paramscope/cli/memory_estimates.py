@@ -38,14 +38,14 @@ def memory_estimates(
     from paramscope.planner.cache import Store
     from paramscope.planner.document import document
     from paramscope.planner.known_devices import known_device
+    from paramscope.planner.needs import process_bytes
     from paramscope.planner.options import Options
     from paramscope.planner.table import Asked, table
-    from paramscope.planner.terms import measured_process_bytes
 
     torch.set_num_threads(1)
     made_by = provenance("cli.memory_estimates", arguments)
     places = [known_device(name) for name in device]
-    process = measured_process_bytes() if any(p.kind != "cuda" for p in places) else 0
+    process = process_bytes() if any(p.kind != "cuda" for p in places) else 0
     asked = Asked(Options(dtype=dtype, batch=batch, length=length), places, process)
     sources = [Path(name) if Path(name).is_dir() else name for name in model]
     rows = plan_rows(table(sources, strategy, asked, Store(), workers))

@@ -26,6 +26,9 @@ DEFAULT = (
 )
 
 
+RECOMMENDED = ("strategy", "mend", "total_bytes", "mended_bytes")
+
+
 def plan(
     model: Annotated[
         str, Argument(help="A preset such as opt-6.7b, a model folder, or a hub id; no weights.")
@@ -64,16 +67,17 @@ def plan(
     """
     import json
     import os
+    import sys
 
     os.environ["TQDM_DISABLE"] = "1"  # the stages' own bars: their work is not done here
-    from dataclasses import fields, replace
-
     from paramscope.planner.advice import Adviser
+    from paramscope.planner.cache import Store
     from paramscope.planner.known_devices import MARGINS, usable_bytes
     from paramscope.planner.models import parameters
+    from paramscope.planner.needs import process_bytes
     from paramscope.planner.options import Options
-    from paramscope.planner.strategies import NAMES, STRATEGIES
-    from paramscope.planner.terms import measured_process_bytes
+    from paramscope.planner.strategies import NAMES
+    from paramscope.planner.table import own_options
 
     asked = Options(
         dtype=dtype,
@@ -86,8 +90,8 @@ def plan(
         density=density,
     )
     place = device_called(device)
-    process = 0 if place.kind == "cuda" else measured_process_bytes()
-    adviser = Adviser(Path(model) if Path(model).is_dir() else model, place, process)
+    process = 0 if place.kind == "cuda" else process_bytes()
+    adviser = Adviser(Path(model) if Path(model).is_dir() else model, place, process, Store())
     names = strategy or [name for name in DEFAULT if name in NAMES]
     margin = MARGINS[place.kind]
     if not as_json:
@@ -96,26 +100,20 @@ def plan(
             f"{length} tokens\n{place.name}: {usable_bytes(place) / 1e9:,.1f} GB usable of "
             f"{place.memory_bytes / 1e9:,.1f}; a margin of {margin.fraction:.0%}: {margin.reason}"
         )
-    plain, rows = Options(), []
+    rows = []
     for name in names:
-        takes = STRATEGIES[name].takes if name in STRATEGIES else ()
-        own = replace(
-            asked,
-            **{
-                field.name: getattr(plain, field.name)
-                for field in fields(Options)
-                if field.name not in (*takes, "dtype", "batch", "length")
-            },
-        )
-        rows.append(planned(adviser, name, own, largest_batch))
+        if as_json:
+            print(f"planning {name}", file=sys.stderr, flush=True)
+        rows.append(planned(adviser, name, own_options(name, asked), largest_batch))
         if not as_json:
             print(line(rows[-1]), flush=True)
+    best = recommended(rows)
     if as_json:
         record = {"device": vars(place), "margin": vars(margin), "strategies": rows}
-        print(json.dumps(record, indent=2))
+        print(json.dumps(record | {"recommended": best}, indent=2))
         return
-    fitting = [row["strategy"] for row in rows if row["fits"]]
-    print(f"as asked for, {', '.join(fitting) or 'nothing'} fits")
+    for task, row in best.items():
+        print(f"for {task}: {'nothing fits' if row is None else taken(row)}")
 
 
 def device_called(name: str) -> "Device":
@@ -155,6 +153,29 @@ def planned(adviser: "Adviser", name: str, options: "Options", largest: bool) ->
         found = adviser.largest_batch(name, options) if name in STRATEGIES else None
         row["largest_batch"] = found
     return row
+
+
+def recommended(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
+    """For each task that was planned for, what to take: its best that fits, else that is mended.
+
+    None where nothing fits.
+    """
+    from paramscope.artifacts.plans import TASKS
+
+    by_name = {row["strategy"]: row for row in rows}
+    best = {}
+    for task, strategies in TASKS.items():
+        found = [by_name[name] for name in strategies if name in by_name]
+        ranked = [row for row in found if row["fits"]] + [row for row in found if row["mend"]]
+        if found:
+            best[task] = {k: ranked[0][k] for k in RECOMMENDED} if ranked else None
+    return best
+
+
+def taken(row: dict[str, Any]) -> str:
+    """A recommendation in words."""
+    size = row["mended_bytes"] if row["mend"] else row["total_bytes"]
+    return f"{' '.join([row['strategy'], *(row['mend'] or [])])} ({amount(size)})"
 
 
 def line(row: dict[str, Any]) -> str:

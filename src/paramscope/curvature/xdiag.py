@@ -32,6 +32,7 @@ from paramscope.curvature.hutchinson import rademacher
 from paramscope.curvature.products import HessianProduct
 from paramscope.errors import RequestError
 from paramscope.models.sequences import Sequences
+from paramscope.rehearsal import rounds
 
 
 def xdiag_draws(
@@ -81,7 +82,9 @@ def xdiag(product: Callable[[Tensor], Tensor], signs: Tensor, dtype: torch.dtype
 
     Takes m products on the signs and as many more as the images' rank.
     """
-    images = torch.stack([product(row.to(dtype)) for row in signs])
+    images = torch.empty(signs.shape, dtype=dtype, device=signs.device)
+    for i in rounds(range(len(signs)), 1):
+        images[i] = product(signs[i].to(dtype))
     basis, r = torch.linalg.qr(images.T)  # [N, m], [m, m]
     del images
     u, scale, vh = torch.linalg.svd(r)
@@ -99,7 +102,7 @@ def xdiag(product: Callable[[Tensor], Tensor], signs: Tensor, dtype: torch.dtype
     diagonal = torch.zeros(signs.shape[1], dtype=dtype, device=basis.device)
     for row, direction, length in zip(signs, s.T, left_out, strict=True):
         diagonal += row * (basis @ (direction * (length / m)))
-    for j in range(rank):
+    for j in rounds(range(rank), 1):
         diagonal += (basis @ mean_m[:, j]) * product(basis[:, j])
     return diagonal
 

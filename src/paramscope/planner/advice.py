@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from paramscope.planner.estimate import Estimate, estimate, resolved
 from paramscope.planner.known_devices import Device, usable_bytes
 from paramscope.planner.models import Source, parameters
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # tokens of logits at a time, where a plan proposes chunks
 MOST = 2**20  # sequences a batch that are looked for
-NARROWEST = 2  # bytes of a weight, at least
 
 State = Literal["fits", "mended", "tight", "no"]
 Estimated = Callable[[str, Options], Estimate]
@@ -99,19 +100,17 @@ class Adviser:
         Single changes are tried first, the one that costs least time before the others; then
         all of them, one upon the other.
         """
-        if self._least_bytes(strategy) > usable_bytes(self.device):
-            return None
         tried = list(self._changes(strategy, options))
         for words, change in tried:
-            verdict = self.verdict(strategy, change(options))
-            if verdict.fits:
+            verdict = self._fitting(strategy, change(options), usable_bytes(self.device))
+            if verdict is not None:
                 return Change((words,), verdict)
         words_so_far: list[str] = []
         for words, change in tried:
             options = change(options)
             words_so_far.append(words)
-            verdict = self.verdict(strategy, options)
-            if verdict.fits:
+            verdict = self._fitting(strategy, options, usable_bytes(self.device))
+            if verdict is not None:
                 return Change(tuple(words_so_far), verdict)
         return None
 
@@ -130,21 +129,26 @@ class Adviser:
         free = self.device.memory_bytes - self.device.held_bytes
         if verdict.total_bytes <= free:
             return "tight", "", verdict.total_bytes
-        if self._least_bytes(strategy) <= free:
-            changes = list(self._changes(strategy, options))
-            for _, change_of in changes:
-                options = change_of(options)
-            least = self.verdict(strategy, options).total_bytes
-            if least <= free:
-                return "tight", " ".join(words for words, _ in changes), least
+        changes = list(self._changes(strategy, options))
+        for _, change_of in changes:
+            options = change_of(options)
+        least = self._fitting(strategy, options, free) if changes else None
+        if least is not None:
+            return "tight", " ".join(words for words, _ in changes), least.total_bytes
         return "no", None, None
 
-    def _least_bytes(self, strategy: str) -> int:
-        """What no change brings it below: weights of two bytes, and what AdamW has of each."""
-        if strategy not in STRATEGIES:
-            return 0
-        copies = 4 if "optimizer" in STRATEGIES[strategy].takes else 1
-        return copies * NARROWEST * parameters(self.source)
+    def _fitting(self, strategy: str, options: Options, most: int) -> Verdict | None:
+        """The verdict, where no more than `most` bytes are taken; estimated only where that can be.
+
+        A strategy takes so many times its weights at the least.
+        """
+        known = STRATEGIES.get(strategy)
+        if known is not None:
+            width = getattr(torch, options.dtype).itemsize
+            if known.copies * width * parameters(self.source) > most:
+                return None
+        verdict = self.verdict(strategy, options)
+        return verdict if verdict.total_bytes <= most else None
 
     def largest_batch(self, strategy: str, options: Options) -> int:
         """The largest batch with which the strategy fits, 0 where not even one sequence does.

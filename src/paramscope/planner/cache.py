@@ -50,7 +50,6 @@ class Store:
         """
         asked = options or Options()
         own = resolved(asked, strategy, device_kind)
-        rows = term_rows(device, device_kind, strategy)
         found = self._read(self._path(source, strategy, own, device_kind))
         if found is None:
             alike = own == resolved(asked, strategy, BOTH[device_kind == "cpu"])
@@ -59,8 +58,9 @@ class Store:
             for one in made:
                 self._write(self._path(source, strategy, own, one.device_kind), one)
             found = next(one for one in made if one.device_kind == device_kind)
-        model = found.model | {"name": called(source)}
-        return replace(found, terms=rows, model=model)
+        live = found.peak_bytes if strategy in STRATEGIES else None
+        rows = term_rows(device, device_kind, strategy, live)
+        return replace(found, terms=rows, model=found.model | {"name": called(source)})
 
     def _path(self, source: Source, strategy: str, own: Options, kind: DeviceKind) -> Path:
         identity = [

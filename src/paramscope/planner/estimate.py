@@ -30,6 +30,7 @@ from paramscope.planner.traces import (
     snapshots,
     thinned,
 )
+from paramscope.tracker.storages import CUDA_BLOCK_BYTES
 
 How = Literal["full", "extrapolated", "closed form", "measured"]
 
@@ -106,11 +107,11 @@ def estimate(
     """
     asked = options or Options()
     config, own = configuration(source), resolved(asked, strategy, device_kind)
-    rows = term_rows(device, device_kind, strategy)
+    _check_kind(device, device_kind)
     if strategy not in STRATEGIES:
-        return _closed_form(source, config, strategy, own, device_kind, rows)
+        return _closed_form(source, config, strategy, own, device_kind, device)
     (found,) = _runs(config, strategy, own, [device_kind], extrapolate, verify)
-    return _estimate(source, config, strategy, own, device_kind, rows, found)
+    return _estimate(source, config, strategy, own, device_kind, device, found)
 
 
 def estimates(
@@ -122,7 +123,7 @@ def estimates(
         return [estimate(source, strategy, options, kind) for kind in kinds]
     config = configuration(source)
     return [
-        _estimate(source, config, strategy, own[0], kind, term_rows(None, kind, strategy), found)
+        _estimate(source, config, strategy, own[0], kind, None, found)
         for kind, found in zip(kinds, _runs(config, strategy, own[0], kinds), strict=True)
     ]
 
@@ -149,7 +150,11 @@ def _runs(
     lines: list[Trace | None] = [None] * len(kinds)
     if extrapolate and layers is not None and layers > FEW[-1] and alike(config):
         few = [fake_traces(with_layers(config, n), strategy, options, kinds) for n in FEW]
-        lines = [extrapolated(own, layers) for own in zip(*few, strict=True)]
+        slack = [2 * CUDA_BLOCK_BYTES if kind == "cuda" else 0 for kind in kinds]
+        lines = [
+            extrapolated(own, layers, most)
+            for own, most in zip(zip(*few, strict=True), slack, strict=True)
+        ]
     if not verify and None not in lines:
         return [_Found(line, "extrapolated") for line in lines if line is not None]
     found = []
@@ -170,8 +175,7 @@ def measure(source: Source, strategy: str, options: Options | None = None) -> Es
         raise RequestError(f"strategy {strategy} is a formula: there is nothing to measure")
     config = configuration(source)
     found = _Found(real_trace(config, strategy, options), "measured")
-    rows = term_rows(None, "cpu", strategy)
-    return _estimate(source, config, strategy, options, "cpu", rows, found)
+    return _estimate(source, config, strategy, options, "cpu", None, found)
 
 
 def resolved(options: Options, strategy: str, device_kind: DeviceKind) -> Options:
@@ -193,18 +197,29 @@ def _layers(config: PretrainedConfig) -> int | None:
 
 
 def term_rows(
-    device: Device | None, device_kind: DeviceKind, strategy: str
+    device: Device | None, device_kind: DeviceKind, strategy: str, live_bytes: int | None
 ) -> list[dict[str, Any]]:
     """What dispatch does not see of a strategy, for `Estimate.terms`.
+
+    Args:
+        device: for sizes that hang on it.
+        device_kind: its kind.
+        strategy: its name.
+        live_bytes: what tensors hold at the peak.
 
     Raises:
         RequestError: a device of another kind.
     """
+    _check_kind(device, device_kind)
     known = device or Device(f"any {device_kind}", device_kind, 0, "", "")
-    if (known.kind == "cuda") != (device_kind == "cuda"):
-        raise RequestError(f"device {known.name} is of kind {known.kind}; plan for that kind")
     backward = strategy in STRATEGIES and STRATEGIES[strategy].backward
-    return [asdict(term) for term in terms(known, backward=backward)]
+    return [asdict(term) for term in terms(known, backward=backward, live_bytes=live_bytes)]
+
+
+def _check_kind(device: Device | None, device_kind: DeviceKind) -> None:
+    """Refuse a device of another kind; main memory is of kind cpu, under WSL, too."""
+    if device is not None and (device.kind == "cuda") != (device_kind == "cuda"):
+        raise RequestError(f"device {device.name} is of kind {device.kind}; plan for that kind")
 
 
 def _closed_form(
@@ -213,7 +228,7 @@ def _closed_form(
     strategy: str,
     options: Options,
     device_kind: DeviceKind,
-    rows: list[dict[str, Any]],
+    device: Device | None,
 ) -> Estimate:
     """The matrix alone, of 4 bytes an entry: all pairs, or those of each linear layer's rows."""
     N = parameters(config)
@@ -230,7 +245,7 @@ def _closed_form(
         "",
         [],
         None,
-        rows,
+        term_rows(device, device_kind, strategy, None),
         "closed form",
     )
 
@@ -241,7 +256,7 @@ def _estimate(
     strategy: str,
     options: Options,
     device_kind: DeviceKind,
-    rows: list[dict[str, Any]],
+    device: Device | None,
     found: _Found,
 ) -> Estimate:
     peak = highest(found.trace)
@@ -257,7 +272,7 @@ def _estimate(
         peak.phase,
         snapshots(found.trace),
         thinned(found.trace),
-        rows,
+        term_rows(device, device_kind, strategy, peak.bytes),
         found.how,
         found.verified,
     )

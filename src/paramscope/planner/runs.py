@@ -29,7 +29,8 @@ def fake_traces(
 ) -> list[Trace]:
     """What a rehearsal holds, counted by the rules of each kind of device."""
     with faked(), rehearsal():
-        return _traced(config, strategy, options, kinds, KnownValues(options.density))
+        share = options.density if "density" in STRATEGIES[strategy].takes else 1.0
+        return _traced(config, strategy, options, kinds, KnownValues(share))
 
 
 def real_trace(config: PretrainedConfig, strategy: str, options: Options) -> Trace:

@@ -4,8 +4,9 @@ Every stage's model is in eval mode, as the stages have it, and its text is whol
 have full length. What makes no use of an option refuses it.
 
 These run on fake tensors: inference, a gradient, training, masked finetuning, the DP-SGD methods
-but Opacus', whose hooks make real tensors of their own, the draws of GGN and of Hutchinson, and
-pruning by magnitude, Wanda and SparseGPT. A full Hessian and its blocks are closed forms: the
+but Opacus', whose hooks make real tensors of their own, the draws of GGN, of Hutchinson and of
+XDiag, Kronecker factors with the curvature along their directions, and pruning by magnitude,
+Wanda and SparseGPT. A full Hessian and its blocks are closed forms: the
 matrices alone. What NumPy holds is not counted, fake or real: Hutchinson's signs (a byte a
 parameter) and, on a CPU, a copy of the scores that pruning ranks. Where pruning asks whether
 scores are tied at its threshold, fake ones are: that takes four bytes a score more than a run
@@ -21,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +40,9 @@ from paramscope.compression.schedule import Schedule
 from paramscope.compression.signed_zeros import apply_masks
 from paramscope.curvature.ggn import ggn_draws
 from paramscope.curvature.hutchinson import hutchinson_draws
+from paramscope.curvature.kfac import corrected, eigen, kfac_factors
 from paramscope.curvature.passes import local_layers
+from paramscope.curvature.xdiag import xdiag_draws
 from paramscope.dpsgd.cases import Training, iterate
 from paramscope.dpsgd.methods import CHECKPOINTED, CHUNKED, make_method, make_step
 from paramscope.dpsgd.methods import Options as PrivateOptions
@@ -69,12 +73,14 @@ class Strategy:
         run: what does it, all of its steps; tells of its phases.
         takes: the options that it has beside dtype, batch and length.
         backward: whether gradients are made.
+        copies: what it holds at its peak, in sizes of the weights, at the least.
     """
 
     name: str
     run: Run
     takes: tuple[str, ...] = ()
     backward: bool = True
+    copies: int = 1
 
 
 def _inference(
@@ -219,6 +225,25 @@ def _hutchinson(
     hutchinson_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
 
 
+def _xdiag(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
+) -> None:
+    told("draws")
+    xdiag_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+
+
+def _kfac(
+    model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
+) -> None:
+    engine: dict[str, Any] = {"seed": 0, "batch_size": options.batch, "graph": options.graph}
+    told("factors")
+    factors = kfac_factors(model, text, range(options.draws), **engine)
+    told("directions")
+    directions = {name: eigen(own) for name, own in factors.items()}
+    told("curvature along them")
+    corrected(model, text, directions, range(options.draws, 2 * options.draws), **engine)
+
+
 def _pruning(
     model: PreTrainedModel,
     text: Sequences,
@@ -246,18 +271,23 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         strategy.name: strategy
         for strategy in (
             Strategy("inference", _inference, backward=False),
-            Strategy("gradient", _gradient, ("checkpointing",)),
-            Strategy("training", _training, ("checkpointing", "optimizer")),
-            Strategy("masked_finetune", _masked_finetune, ("checkpointing", "density")),
+            Strategy("gradient", _gradient, ("checkpointing",), copies=2),
+            Strategy("training", _training, ("checkpointing", "optimizer"), copies=4),
+            Strategy("masked_finetune", _masked_finetune, ("checkpointing", "density"), copies=2),
             *(
                 Strategy(
-                    f"dpsgd-{method}", partial(_private, method=method), _private_takes(method)
+                    f"dpsgd-{method}",
+                    partial(_private, method=method),
+                    _private_takes(method),
+                    copies=4,
                 )
                 for method in DPSGD_METHODS
                 if not method.startswith("opacus")
             ),
-            Strategy("ggn", _ggn, ("draws", "graph")),
-            Strategy("hutchinson", _hutchinson, ("draws",)),
+            Strategy("ggn", _ggn, ("draws", "graph"), copies=2),
+            Strategy("hutchinson", _hutchinson, ("draws",), copies=3),
+            Strategy("xdiag", _xdiag, ("draws",), copies=3),
+            Strategy("kfac", _kfac, ("draws", "graph")),
             *(
                 Strategy(
                     f"prune-{method}",

@@ -36,6 +36,8 @@ SEGMENT_STEP_BYTES = 2 * MIB  # kRoundLarge: of whole steps
 # memory_allocated told the first after one Linear on an A10G (pytorch/pytorch#95668).
 WORKSPACE_BYTES = {7: 8320 * 1024, 8: 8320 * 1024, 9: 32 * MIB}
 
+MALLOC_SHARE = 0.2  # of live tensors
+
 Seen = Literal["allocated", "reserved", "device", "process"]
 
 
@@ -64,13 +66,14 @@ def terms(
     context_bytes: int | None = None,
     process_bytes: int | None = None,
     environ: Mapping[str, str] = os.environ,
+    live_bytes: int | None = None,
 ) -> tuple[Term, ...]:
     """The rows of a device's kind.
 
-    `blocks` are the sizes in bytes of the storages that are live at the peak, in the order in
-    which they were allocated; without them the allocator's reserve is None. `context_bytes`
-    and `process_bytes` are measured ones. `backward` is whether the stage has a backward, and
-    `environ` where CUBLAS_WORKSPACE_CONFIG is looked up.
+    `live_bytes` is what tensors hold at the peak. `blocks` are the sizes in bytes of the storages
+    that are live then, in the order in which they were allocated; without them the allocator's
+    reserve is None. `context_bytes` and `process_bytes` are measured ones. `backward` is whether
+    the stage has a backward, and `environ` where CUBLAS_WORKSPACE_CONFIG is looked up.
     """
     if device.kind == "cuda":
         return _cuda_terms(device, backward, blocks, context_bytes, environ)
@@ -83,10 +86,11 @@ def terms(
         ),
         Term(
             "malloc's reserve",
-            None,
+            None if live_bytes is None else round(MALLOC_SHARE * live_bytes),
             "process",
-            "freed memory that glibc keeps, of blocks below its mmap threshold, which moves up "
-            "to 32 MiB (mallopt(3), M_MMAP_THRESHOLD); a run's resident memory less its tensors",
+            "at most, of live tensors: freed memory that glibc keeps, of blocks below its mmap "
+            "threshold, which moves up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD); 10 to 13% were "
+            "seen in training OPT-125M, 20% in masked finetuning of OPT-350M in bfloat16",
         ),
     )
 

@@ -113,15 +113,19 @@ def thinned(trace: Trace) -> dict[str, Any]:
     }
 
 
-def extrapolated(traces: Sequence[Trace], layers: int) -> Trace | None:
-    """The trace of `layers` layers from those of `FEW`, both ends of each phase; None: no lines."""
+def extrapolated(traces: Sequence[Trace], layers: int, slack_bytes: int = 0) -> Trace | None:
+    """The trace of `layers` layers from those of `FEW`, both ends of each phase; None: no lines.
+
+    Lines may bend by `slack_bytes`: a storage as long as the model, in whole blocks of an
+    allocator, grows by a block more or less a layer.
+    """
     if len({tuple(phase.name for phase in trace) for trace in traces}) > 1:
         return None
-    found = [_phase(few, layers) for few in zip(*traces, strict=True)]
+    found = [_phase(few, layers, slack_bytes) for few in zip(*traces, strict=True)]
     return None if None in found else tuple(phase for phase in found if phase is not None)
 
 
-def _phase(few: Sequence[Phase], layers: int) -> Phase | None:
+def _phase(few: Sequence[Phase], layers: int, slack: int) -> Phase | None:
     """A phase of `layers` layers; None where its events are not lines in their number.
 
     A phase goes through the layers any number of times. Each time the longer runs have more
@@ -132,14 +136,15 @@ def _phase(few: Sequence[Phase], layers: int) -> Phase | None:
         return None
     found: list[list[Phase]] = []
     shift = 0
-    begin, end = 0, _around(few, 0, 0)[1]
+    begin, end = 0, _around(few, 0, 0, slack)[1]
     while True:
         found.append([_cut(p, begin + k * shift, end + k * shift) for k, p in enumerate(few)])
         at = end
         if at == n:
             break
         # From the end of the layers on, and back to where the last of them began.
-        runs = [(s, *_around(few, s, at)) for s in _shifts(few, at, shift + 1, more)]
+        shifts = _shifts(few, at, (shift + 1, more), slack)
+        runs = [(s, *_around(few, s, at, slack)) for s in shifts]
         if not runs:
             return None
         shift, begin, end = max(runs, key=lambda run: run[2] - run[1])
@@ -156,27 +161,28 @@ def _phase(few: Sequence[Phase], layers: int) -> Phase | None:
     )
 
 
-def _shifts(few: Sequence[Phase], at: int, least: int, most: int) -> list[int]:
+def _shifts(few: Sequence[Phase], at: int, ends: tuple[int, int], slack: int) -> list[int]:
     """The shifts under which the `at`-th events alone are alike."""
     a, b, c = few
-    shifts = np.arange(least, most + 1)
+    shifts = np.arange(ends[0], ends[1] + 1)
     same = (b.operations[at + shifts] == a.operations[at]) & (
         c.operations[at + 2 * shifts] == a.operations[at]
     )
     bends = c.parts[at + 2 * shifts] - 2 * b.parts[at + shifts] + a.parts[at]
-    found: list[int] = shifts[same.astype(bool) & (bends == 0).all(1)].tolist()
+    straight = (abs(bends) <= slack).all(1)
+    found: list[int] = shifts[same.astype(bool) & straight].tolist()
     return found
 
 
-def _around(few: Sequence[Phase], shift: int, at: int) -> tuple[int, int]:
+def _around(few: Sequence[Phase], shift: int, at: int, slack: int) -> tuple[int, int]:
     """The events around the `at`-th that are alike without a gap: first, and one past the last."""
-    wrong = np.flatnonzero(~_alike(few, shift))
+    wrong = np.flatnonzero(~_alike(few, shift, slack))
     before, after = wrong[wrong < at], wrong[wrong >= at]
     begin = int(before[-1]) + 1 if len(before) else 0
     return begin, int(after[0]) if len(after) else len(few[0].parts)
 
 
-def _alike(few: Sequence[Phase], shift: int) -> NDArray[np.bool_]:
+def _alike(few: Sequence[Phase], shift: int, slack: int) -> NDArray[np.bool_]:
     """Of the first run's events, [n]: whether the others', `shift` and twice `shift` later, are
     the same operations with bytes on a line.
     """
@@ -184,13 +190,13 @@ def _alike(few: Sequence[Phase], shift: int) -> NDArray[np.bool_]:
     a, b, c = (_cut(phase, k * shift, n + k * shift) for k, phase in enumerate(few))
     same = (a.operations == b.operations) & (b.operations == c.operations)
     bends = c.parts - 2 * b.parts + a.parts
-    alike: NDArray[np.bool_] = same.astype(bool) & (bends == 0).all(1)
+    alike: NDArray[np.bool_] = same.astype(bool) & (abs(bends) <= slack).all(1)
     return alike
 
 
 def _line(few: Sequence[Phase], layers: int) -> Phase:
-    slope = few[1].parts - few[0].parts
-    return Phase(few[0].name, few[0].operations, few[0].parts + (layers - FEW[0]) * slope)
+    rise = (layers - FEW[0]) * (few[-1].parts - few[0].parts) // (FEW[-1] - FEW[0])
+    return Phase(few[0].name, few[0].operations, few[0].parts + rise)
 
 
 def _cut(phase: Phase, begin: int, end: int) -> Phase:

@@ -67,7 +67,8 @@ class KnownValues(TorchDispatchMode):
             shape = self._count(args[0]), args[0].dim()
             return torch.empty(shape, dtype=torch.int64, device=args[0].device)
         if func is INDEX and not known and _by_mask(*args):
-            return args[0].new_empty(args[0].numel())  # all of it
+            x, (mask,) = args
+            return x.new_empty(self._chosen(mask), *x.shape[mask.dim() :])
         try:
             result = func(*args, **named)
         except DynamicOutputShapeException:
@@ -134,6 +135,14 @@ class KnownValues(TorchDispatchMode):
 
         return tree_map_only(Tensor, fake, real)
 
+    def _chosen(self, mask: Tensor) -> int:
+        """How many a mask chooses; all, where its values are not known."""
+        value = self._value(mask)
+        if value is None:
+            return mask.numel()
+        with _disable_current_modes():
+            return int(value.sum())
+
     def _real(self, given: Any) -> Any:
         return tree_map_only(Tensor, self._value, given)
 
@@ -142,9 +151,11 @@ class KnownValues(TorchDispatchMode):
 
 
 def _by_mask(x: Tensor, index: Sequence[Tensor | None]) -> bool:
-    """Whether all of `x` is chosen from by one mask of its shape."""
+    """Whether `x` is chosen from by one mask of its first sizes."""
     mask = index[0]
-    return mask is not None and mask.dtype == torch.bool and mask.shape == x.shape
+    if len(index) > 1 or mask is None or mask.dtype != torch.bool:
+        return False
+    return mask.shape == x.shape[: mask.dim()]
 
 
 def _written(func: Any, args: Any, named: Mapping[str, Any]) -> list[object]:

@@ -5,8 +5,9 @@ the kernels on the way of a language model flash attention has such scratch, and
 copies what is not contiguous.
 
 Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp and native/SoftMax.cpp;
-the tests hold these formulas to the profiler. In half precision two things are left out that hang on the processor:
-packed copies of keys and values in the forward, and oneDNN's products in the backward.
+the tests hold these formulas to the profiler. In half precision two things are left out that
+hang on the processor: packed copies of keys and values in the forward, and oneDNN's products in
+the backward.
 """
 
 from collections.abc import Callable, Mapping, Sequence
