@@ -39,7 +39,7 @@ MEANING = {
     "fits": "fits as asked for",
     "mended": "fits with a change",
     "tight": "within the margin alone",
-    "no": "fits with no change; ×: what the least takes unchanged",
+    "no": "no change makes it fit; ×: the least as asked",
     "": "not in the plan",
 }
 CHANGES = {  # as typed, and in a cell
