@@ -86,5 +86,21 @@ def test_a_softmax_copies_what_is_not_contiguous(shifted):
     assert (held > 0) == shifted
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_qr_works_in_so_much_a_row(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tall = torch.randn(8, 30_000).T
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            torch.linalg.qr(tall)
+        held = scratch_bytes(torch.ops.aten.linalg_qr.default, (tall,))
+    finally:
+        torch.set_num_threads(before)
+    # Beside Q: R, and the factors' scales, some numbers a column.
+    assert held == pytest.approx(most_held(seen, "aten::linalg_qr") - 4 * tall.numel(), abs=4_000)
+    assert (held > 0) == (threads > 1)
+
+
 def test_other_operations_hold_nothing():
     assert scratch_bytes(torch.ops.aten.mm.default, (torch.ones(2, 2), torch.ones(2, 2))) == 0

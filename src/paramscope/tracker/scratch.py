@@ -1,8 +1,9 @@
 """What CPU kernels hold for themselves while they run, which no dispatched operation shows.
 
 torch's profiler shows these allocations, so they are counted by the kernel's own formula. Of
-the kernels on the way of a language model flash attention has such scratch, and log_softmax
-copies what is not contiguous.
+the kernels on the way of a language model flash attention has such scratch, log_softmax copies
+what is not contiguous, and MKL's QR of a tall matrix works in 16 numbers a row where it has more
+than one thread.
 
 Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp and native/SoftMax.cpp;
 the tests hold these formulas to the profiler. In half precision two things are left out that
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 KEYS = 512  # kv_split_size
+MKL_QR = 16
 QUERIES = ((768, 256), (192, 64), (0, 32))  # from so many queries on, q_split_size
 
 
@@ -60,6 +62,12 @@ def _log_softmax(args: Sequence[Any]) -> int:
     return 0 if x.is_contiguous() else x.numel() * x.element_size()
 
 
+def _qr(args: Sequence[Any]) -> int:
+    tall: Tensor = args[0]
+    work = MKL_QR * tall.shape[-2] if torch.get_num_threads() > 1 else 0
+    return work * tall.element_size()
+
+
 def _tile(query: Tensor, key: Tensor) -> tuple[int, int]:
     queries, keys = query.shape[-2], key.shape[-2]
     split = next(size for least, size in QUERIES if queries >= least)
@@ -78,5 +86,6 @@ SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any]], int]] = MappingPr
         _aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,
         _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
         _aten._log_softmax.default: _log_softmax,
+        _aten.linalg_qr.default: _qr,
     }
 )
