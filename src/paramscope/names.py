@@ -1,6 +1,7 @@
 """Names that all parts share: the classes of a partition, its controls, and blocks by number."""
 
 import re
+from typing import Literal
 
 FUNC, SENS, BOTH = LABELS = ("W_func", "W_sens", "W_both")
 RANDOM, RANDOM_TENSOR = CONTROLS = ("random", "random_tensor")
@@ -20,6 +21,32 @@ DPSGD_METHODS = (
     "micro",
 )
 DPSGD_OPTIONS = ("chunk", "checkpoint", "bf16")  # after the method, each with a + before it
+# What plans are made of: the planner's strategies, and devices whose memory it knows.
+Strategy = Literal[
+    "inference",
+    "noise",
+    "gradient",
+    "training",
+    "masked_finetune",
+    "dpsgd-vanilla",
+    "dpsgd-ghost",
+    "dpsgd-flash",
+    "dpsgd-bk",
+    "dpsgd-per_layer",
+    "dpsgd-micro",
+    "ggn",
+    "hutchinson",
+    "xdiag",
+    "kfac",
+    "eigenspace",
+    "prune-magnitude",
+    "prune-wanda",
+    "prune-sparsegpt",
+    "full_hessian",
+    "block_hessian",
+]
+MemoryDevice = Literal["laptop-8gb", "wsl-8gb"]  # computes on its processor
+GpuDevice = Literal["rtx-24gb", "a800", "a100-80gb", "h100-80gb", "h200"]
 OUTSIDE = -1  # the block number of what is in none
 _IN_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 

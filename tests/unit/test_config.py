@@ -209,6 +209,12 @@ WRONG = [
         "compression.finetune.accumulation is 32 and batch is 16",
         "give at most that",
     ),
+    ("force", 1, "force is 1", "give text"),
+    ("memory.device", "laptop", "memory.device is 'laptop'", "or h200 (did you mean laptop-8gb?)"),
+    ("memory.devices", ["h100-80"], "memory.devices[0] is 'h100-80'", "(did you mean h100-80gb?)"),
+    ("memory.strategies", ["bk"], "memory.strategies[0] is 'bk'", "inference, noise, gradient"),
+    ("memory.models", [], "memory.models is []", "a list of at least one, each text"),
+    ("memory.shown", ["gpt2"], "memory.shown is ['gpt2'] and models lacks", "add to models"),
     (
         "corpus.dataset",
         "some/text",
@@ -236,6 +242,17 @@ def test_a_planted_model_has_units_for_the_neighbors():
         "embedding.n_neighbors is 450 and model planted has 900 units; give at most 449"
         in refusal(raw)
     )
+
+
+def test_what_is_planned_for_is_what_computes():
+    h100, laptop = {"device": "h100-80gb"}, {"device": "laptop-8gb"}
+    assert "memory.device is 'h100-80gb' and device is cpu" in refusal(
+        {"device": "cpu", "memory": h100}
+    )
+    assert "memory.device is 'laptop-8gb' and device is cuda:1; plan for local, or a GPU" in (
+        refusal({"device": "cuda:1", "memory": laptop})
+    )
+    assert validate({"memory": h100}).device == validate({"memory": laptop}).device == "auto"
 
 
 def test_other_errors_are_counted():

@@ -69,6 +69,11 @@ STAGES = (
     "privacy_scores",
     "device",
     "plan",
+    "stage_memory",
+    "plan_accuracy",
+    "memory_estimates",
+    "memory_plan",
+    "model_device_matrix",
 )
 
 app = typer.Typer(

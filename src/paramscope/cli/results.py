@@ -46,7 +46,6 @@ def results(
     from paramscope.machine import machine
     from paramscope.response import results as study
     from paramscope.response.findings import findings, findings_record
-    from paramscope.response.tensors import foresight
 
     def content(path: Path) -> dict[str, object]:
         return {key: value for key, value in read_record(path).items() if key != "provenance"}
@@ -75,6 +74,8 @@ def results(
     if removal is not None:
         record["removal"] = content(removal)
     if tensor_responses is not None:
+        from paramscope.response.tensors import foresight  # loads torch: planted units need none
+
         record["foresight"] = asdict(foresight(read_table(tensor_responses)))
     if membership is not None:
         record["membership"] = study.membership_record(read_record(membership))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -17,10 +17,11 @@ from paramscope.config.curvature import (
 from paramscope.config.dpsgd import Dpsgd
 from paramscope.config.geometry import ActivationSparsity, Embedding, Partition
 from paramscope.config.kinds import Model, Name, Planted, Scratch
+from paramscope.config.memory import Memory
 from paramscope.config.response import Membership, Prm
 from paramscope.config.section import Section, inconsistent
 from paramscope.config.text import Base, Corpus, Target
-from paramscope.names import CONTROLS
+from paramscope.names import CONTROLS, GpuDevice, MemoryDevice
 
 STUDY_FOLDERS = ("dpsgd", "memory", "benchmarks")  # under results/, beside the models'
 JUDGES = 10  # members, and non-members, that attacks are judged on at the least
@@ -54,6 +55,9 @@ class Config(Section):
         "--cores, so results don't depend on that.",
     )
     length: int = Field(default=64, ge=2, description="Tokens a sequence; longer text is cut.")
+    force: bool = Field(
+        default=False, description="Begin a run that by its plan does not fit memory.device."
+    )
     models: dict[Name, Model] = Field(
         default={
             "tiny-opt": Scratch(
@@ -80,6 +84,7 @@ class Config(Section):
     prm: Prm = Prm()
     compression: Compression = Compression()
     dpsgd: Dpsgd = Dpsgd()
+    memory: Memory = Memory()
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -210,6 +215,18 @@ def _responses_have_partitions(config: Config) -> None:
         )
 
 
+def _planned_device_computes(config: Config) -> None:
+    planned, device = config.memory.device, config.device
+    if planned in get_args(GpuDevice) and device == "cpu":
+        raise inconsistent(
+            "memory.device", planned, f"and device is {device}", "plan for local, or a laptop"
+        )
+    if planned in get_args(MemoryDevice) and device.startswith("cuda"):
+        raise inconsistent(
+            "memory.device", planned, f"and device is {device}", "plan for local, or a GPU"
+        )
+
+
 def _models_leave_folders_alone(config: Config) -> None:
     taken = next((name for name in STUDY_FOLDERS if name in config.models), None)
     if taken is not None:
@@ -228,5 +245,6 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _units_have_neighbors,
     _default_rule_is_made,
     _responses_have_partitions,
+    _planned_device_computes,
     _models_leave_folders_alone,
 )

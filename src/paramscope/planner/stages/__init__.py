@@ -1,0 +1,1 @@
+"""What memory the stages of the workflow take: a table a file of rules."""
