@@ -38,7 +38,13 @@ include: "rules/compression_common.smk"
 include: "rules/compression.smk"
 include: "rules/dpsgd_common.smk"
 include: "rules/dpsgd.smk"
+include: "rules/memory_common.smk"
+include: "rules/memory.smk"
 include: "rules/benchmarks.smk"
+
+
+onstart:
+    refuse_what_does_not_fit()
 
 
 onsuccess:

@@ -154,3 +154,26 @@ rule benchmark_dpsgd:
         "clipping methods beside plain training and Opacus, in processes of their own"
     shell:
         "python -m tests.benchmarks.dpsgd {output} --seed {params.seed} > {log} 2>&1"
+
+
+rule benchmark_planner:
+    input:
+        scripts=expand("tests/benchmarks/{name}.py", name=["planner", "goals", "jobs"]),
+        accuracy="results/memory/accuracy.parquet",
+    output:
+        "results/benchmarks/planner.json",
+    params:
+        code=code_digest("planner.accuracy", "planner.estimate"),
+    log:
+        "logs/benchmark_planner.log",
+    benchmark:
+        "benchmarks/benchmark_planner.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=2000,
+    message:
+        "plans and accelerate's rule beside real runs, and the time of estimates"
+    shell:
+        "python -m tests.benchmarks.planner {output} --accuracy {input.accuracy} > {log} 2>&1"

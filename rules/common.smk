@@ -11,15 +11,16 @@ from pathlib import Path
 
 from paramscope.artifacts.digest import code_digest
 from paramscope.config.load import validate_mixed
-from paramscope.errors import ConfigError
-from paramscope.machine import gpus
+from paramscope.errors import ConfigError, RequestError
 from paramscope.names import CONTROLS, RANDOM, control_of
+from paramscope.planner.run_plan import RunPlan, on_gpu, shared_memory_mb
 from snakemake.exceptions import WorkflowError
 
 try:
-    config = validate_mixed(config).model_dump(mode="json")
+    CHECKED = validate_mixed(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+config = CHECKED.model_dump(mode="json")
 
 # `paramscope` is installed where Snakemake is; a conda environment's own comes first.
 os.environ |= {"PATH": os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)])}
@@ -379,6 +380,80 @@ def repeated(option, values):
 
 
 def stage_gpus(wildcards):
-    """GPUs of a stage that computes: one, unless it runs on the CPU."""
-    device = config["device"]
-    return int(device.startswith("cuda") or (device == "auto" and bool(gpus())))
+    """GPUs of a stage that computes: one, unless it is planned for the CPU."""
+    return int(on_gpu(CHECKED))
+
+
+PLAN = RunPlan(config)
+TOLD = set()  # what was said already: resources are asked for several times a job
+
+
+def say_once(words):
+    """A line on stderr, the first time alone."""
+    if words not in TOLD:
+        TOLD.add(words)
+        print(words, file=sys.stderr)
+
+
+def planned_model(wildcards):
+    """The name in models that a job's model goes by."""
+    return getattr(wildcards, "model", MODEL).partition("@")[0]
+
+
+def planned_jobs():
+    """The rule and the model of each job that is to run."""
+    wanted = [(job.rule.name, planned_model(job.wildcards)) for job in workflow.dag.needrun_jobs()]
+    return [(rule, model) for rule, model in wanted if model in config["models"]]
+
+
+def stage_memory(rule, unplanned=2000):
+    """The memory of a rule's jobs by the plan; `unplanned` where its model can't be read.
+
+    The first job that asks has the plan made for all.
+    """
+
+    def mem_mb(wildcards):
+        model = planned_model(wildcards)
+        if model not in config["models"]:
+            return unplanned
+        try:
+            told = PLAN.of(rule, model, planned_jobs)
+            if workflow.dryrun:
+                for line in PLAN.refusals([(rule, model)]):
+                    say_once(f"does not fit: {line}")
+        except RequestError as error:
+            reason = str(error).partition("\n")[0]
+            say_once(f"memory is not planned, its rules' own constants are taken: {reason}")
+            return unplanned
+        return told["mem_mb"] if told else unplanned
+
+    return mem_mb
+
+
+def refuse_what_does_not_fit():
+    """Stop a run before its first job where a stage of it does not fit memory.device.
+
+    Where jobs run on other machines, this one's free memory says nothing.
+    """
+    elsewhere = not workflow.local_exec and config["memory"]["device"] == "local"
+    if config["force"] or workflow.touch or elsewhere:
+        return
+    try:
+        lines = PLAN.refusals(planned_jobs())
+    except RequestError:
+        return  # told where a job's memory is asked for
+    if lines:
+        raise WorkflowError(
+            "\n".join(f"does not fit: {line}" for line in lines)
+            + "\nNothing was started; --config force=true begins all the same."
+        )
+
+
+def share_memory():
+    """Let the jobs that run at once on this machine share its memory, unless told otherwise."""
+    given = workflow.global_resources
+    if "mem_mb" not in given and given["_nodes"].value is None:
+        given["mem_mb"] = shared_memory_mb(CHECKED)
+
+
+share_memory()

@@ -30,7 +30,7 @@ rule prune:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("prune"),
     message:
         "pruning {wildcards.model} to density {wildcards.density} by {wildcards.method}"
     shell:
@@ -67,7 +67,7 @@ rule finetune:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("finetune"),
     message:
         "finetuning what {wildcards.method} left of {wildcards.model} at density {wildcards.density}"
     shell:
@@ -103,7 +103,7 @@ rule evaluate:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("evaluate"),
     message:
         "perplexity of {wildcards.model}, dense and at density {wildcards.density} by {wildcards.method}"
     shell:

@@ -25,7 +25,7 @@ rule dpsgd_profile:
     threads: workflow.cores
     resources:
         gpu=stage_gpus,
-        mem_mb=4000,
+        mem_mb=stage_memory("dpsgd_profile", 4000),
     message:
         "profiling {wildcards.method} on {wildcards.workload}, alone on the machine"
     shell:
@@ -177,7 +177,7 @@ rule dp_finetune:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("dp_finetune"),
     message:
         "finetuning {wildcards.model} privately, at epsilon {wildcards.epsilon}"
     shell:
@@ -214,7 +214,7 @@ rule privacy_scores:
     threads: config["threads"]
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("privacy_scores"),
     message:
         "perplexity and membership AUC of {wildcards.model}: base, private models, target"
     shell:

@@ -28,7 +28,7 @@ rule curvature_draws:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("curvature_draws"),
     message:
         "curvature of {wildcards.model}: {wildcards.size} draws from number {wildcards.first}"
     shell:
@@ -54,7 +54,7 @@ rule curvature:
         "../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=stage_memory("curvature", 1000),
     message:
         "merging the curvature draws of {wildcards.model}"
     shell:
@@ -88,7 +88,7 @@ rule spotcheck:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("spotcheck"),
     message:
         "setting the curvature of {wildcards.model} beside exact entries"
     shell:
@@ -124,7 +124,7 @@ rule curvature_blocks:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("curvature_blocks"),
     message:
         "Gauss-Newton blocks of chosen units"
     shell:
@@ -157,7 +157,7 @@ rule eigenspace:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("eigenspace"),
     message:
         "leading eigenpairs of the Hessian of {wildcards.model}"
     shell:
@@ -187,7 +187,7 @@ rule activation_sparsity:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("activation_sparsity"),
     message:
         "activation sparsity of {wildcards.model}"
     shell:
@@ -220,7 +220,7 @@ rule membership_features:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("membership_features"),
     message:
         "what holds up the loss gap of {wildcards.model}, by unit"
     shell:
@@ -252,7 +252,7 @@ rule kfac:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("kfac"),
     message:
         "Kronecker factors of the curvature of {wildcards.model}"
     shell:
@@ -278,7 +278,7 @@ rule directions:
         "../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=stage_memory("directions", 1000),
     message:
         "eigen-directions of the curvature of {wildcards.model}"
     shell:
@@ -309,7 +309,7 @@ rule units:
         "../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=stage_memory("units"),
     message:
         "features of every unit of {wildcards.model}"
     shell:

@@ -59,7 +59,7 @@ rule base:
     threads: config["threads"]
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("base"),
     message:
         "making the base of {wildcards.model}, which never sees a member"
     shell:
@@ -96,7 +96,7 @@ rule target:
     threads: config["threads"]
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("target"),
     message:
         "finetuning {wildcards.model} on the members"
     shell:

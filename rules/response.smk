@@ -27,7 +27,7 @@ rule shadow:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("shadow"),
     message:
         "shadow model {wildcards.number} of {wildcards.total} for LiRA"
     shell:
@@ -65,7 +65,7 @@ rule membership:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("membership"),
     message:
         "membership inference on {wildcards.model}"
     shell:
@@ -98,7 +98,7 @@ rule noise_range:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("noise_range"),
     message:
         "scales of noise for the classes of {wildcards.rule}"
     shell:
@@ -137,7 +137,7 @@ rule prm:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("prm"),
     message:
         "noise in the classes of {wildcards.rule}: {wildcards.size} seeds from number {wildcards.first}"
     shell:
@@ -225,7 +225,7 @@ rule tensor_responses:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("tensor_responses"),
     message:
         "noise in one weight of {wildcards.model} at a time"
     shell:
@@ -263,7 +263,7 @@ rule removal:
     threads: 1
     resources:
         gpu=stage_gpus,
-        mem_mb=2000,
+        mem_mb=stage_memory("removal"),
     message:
         "taking directions of low curvature out of {wildcards.model}"
     shell:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.workflow.watched import watched
+
 CHECKOUT = Path(__file__).parents[2]
 MICRO = "workflow/configs/micro.yaml"
 COPIED = ("Snakefile", "config.yaml", "rules", "workflow", "profiles", "envs", "src")
@@ -16,9 +18,13 @@ COPIED = ("Snakefile", "config.yaml", "rules", "workflow", "profiles", "envs", "
 
 @dataclass(frozen=True)
 class Workplace:
-    """A checkout's copy to run Snakemake in; its own `src` is what the stages import."""
+    """A checkout's copy to run Snakemake in; its own `src` is what the stages import.
+
+    What is in `first` comes first on the PATH.
+    """
 
     folder: Path
+    first: Path | None = None
 
     @classmethod
     def fresh(cls, folder):
@@ -35,7 +41,8 @@ class Workplace:
     @property
     def environment(self):
         binaries = str(Path(sys.executable).parent)
-        path = os.pathsep.join([binaries, os.environ["PATH"]])
+        folders = [str(self.first)] if self.first else []
+        path = os.pathsep.join([*folders, binaries, os.environ["PATH"]])
         return os.environ | {"PYTHONPATH": str(self.folder / "src"), "PATH": path}
 
     def snakemake(self, *arguments, config=MICRO):
@@ -67,12 +74,20 @@ def copied(workplace, tmp_path_factory, name):
     """A workplace's copy with its results, in a folder of its own, to make more in."""
     folder = tmp_path_factory.mktemp(name) / "checkout"
     shutil.copytree(workplace.folder, folder, symlinks=True)
-    return Workplace(folder)
+    return Workplace(folder, watched(folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plans(tmp_path_factory):
+    """Plans are kept in a folder of this session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARAMSCOPE_CACHE", str(tmp_path_factory.mktemp("plans")))
+        yield
 
 
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory):
     """The whole study on the micro model, made once; tests leave it as they found it."""
     workplace = Workplace.fresh(tmp_path_factory.mktemp("micro") / "checkout")
-    workplace.run()
+    Workplace(workplace.folder, watched(workplace.folder)).run()
     return workplace

@@ -12,6 +12,7 @@ from paramscope.artifacts.records import read_record
 from paramscope.artifacts.tables import read_table
 from paramscope.cli.expand import expand
 from tests.workflow.conftest import Workplace, copied
+from tests.workflow.watched import assert_planned
 
 pytestmark = pytest.mark.workflow
 
@@ -58,6 +59,10 @@ def test_the_study_is_whole(folder):
     # What it is for: second moments of the inputs beat magnitudes, after pruning.
     one_shot = frontier["perplexity_pruned"].unstack("method").loc[0.1]
     assert one_shot["sparsegpt"] < one_shot["magnitude"]
+
+
+def test_no_job_takes_more_than_planned(study):
+    assert_planned(study.folder, "micro-opt", ["prune", "finetune", "evaluate"])
 
 
 def test_each_run_tells_its_epochs(folder):

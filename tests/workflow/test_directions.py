@@ -5,6 +5,7 @@ import pytest
 from paramscope.artifacts.records import read_record
 from paramscope.artifacts.tables import read_table
 from tests.workflow.conftest import copied
+from tests.workflow.watched import assert_planned
 
 pytestmark = pytest.mark.workflow
 
@@ -28,6 +29,11 @@ def test_removal_is_measured_and_told(study):
     told = read_record(folder / "results.json")["removal"]
     assert told == {key: value for key, value in removal.items() if key != "provenance"}
     assert set(told["gap"]["eta"]) == {"low_curvature", "random", "uniform_noise"}
+
+
+def test_no_job_takes_more_than_planned(study):
+    changes = {"prm": {"rules": ["curvature", "random", "kfac"]}, "kfac": {"removal_draws": 2}}
+    assert_planned(study.folder, "micro-opt", ["kfac", "directions", "removal", "prm"], changes)
 
 
 def test_directions_respond(study):

@@ -8,6 +8,7 @@ from paramscope.artifacts.tables import read_table
 from paramscope.cli.memory_regression import memory_regression
 from paramscope.dpsgd.regression import MemoryGrewError
 from tests.workflow.conftest import copied
+from tests.workflow.watched import assert_planned
 
 pytestmark = pytest.mark.workflow
 
@@ -47,6 +48,10 @@ def test_the_profiles_are_whole(profiles):
     text = (profiles / "summary.txt").read_text(encoding="utf-8")
     assert "Opacus can't do this model" in text
     assert (profiles / "table.tex").read_text(encoding="utf-8").startswith(r"\begin{tabular}")
+
+
+def test_no_job_takes_more_than_planned(study):
+    assert_planned(study.folder, "micro-opt", ["dpsgd_profile", "dp_finetune", "privacy_scores"])
 
 
 def test_the_private_model_is_one(study):
