@@ -24,7 +24,6 @@ DPSGD_OPTIONS = ("chunk", "checkpoint", "bf16")  # after the method, each with a
 # What plans are made of: the planner's strategies, and devices whose memory it knows.
 Strategy = Literal[
     "inference",
-    "noise",
     "gradient",
     "training",
     "masked_finetune",
@@ -38,7 +37,6 @@ Strategy = Literal[
     "hutchinson",
     "xdiag",
     "kfac",
-    "eigenspace",
     "prune-magnitude",
     "prune-wanda",
     "prune-sparsegpt",

@@ -212,7 +212,7 @@ WRONG = [
     ("force", 1, "force is 1", "give text"),
     ("memory.device", "laptop", "memory.device is 'laptop'", "or h200 (did you mean laptop-8gb?)"),
     ("memory.devices", ["h100-80"], "memory.devices[0] is 'h100-80'", "(did you mean h100-80gb?)"),
-    ("memory.strategies", ["bk"], "memory.strategies[0] is 'bk'", "inference, noise, gradient"),
+    ("memory.strategies", ["bk"], "memory.strategies[0] is 'bk'", "inference, gradient"),
     ("memory.models", [], "memory.models is []", "a list of at least one, each text"),
     ("memory.shown", ["gpt2"], "memory.shown is ['gpt2'] and models lacks", "add to models"),
     (

@@ -18,7 +18,7 @@ from paramscope.config.model import Config
 from paramscope.errors import RequestError
 from paramscope.models.load import Architecture, opt_config, random_model
 from paramscope.models.losses import mean_loss
-from paramscope.names import GpuDevice, MemoryDevice
+from paramscope.names import GpuDevice, MemoryDevice, Strategy
 from paramscope.planner.estimate import estimate
 from paramscope.planner.known_devices import KNOWN, Device, known_device
 from paramscope.planner.needs import CUDA_HOST_BYTES, Need, Planner, source_of
@@ -28,6 +28,7 @@ from paramscope.planner.sizes import sizes
 from paramscope.planner.stage_advice import Room, StageAdviser, lower_values
 from paramscope.planner.stages.phases import Held, Phase, Stage
 from paramscope.planner.stages.table import STAGES, stages_of
+from paramscope.planner.strategies import NAMES
 from paramscope.tracker import MemoryTracker
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,7 @@ def test_every_rule_that_takes_a_model_is_planned_under_its_own_name():
 
 
 def test_names_are_the_planners():
+    assert get_args(Strategy) == NAMES
     kinds = {device.name: device.kind for device in KNOWN}
     assert set(get_args(PlannedDevice)) == kinds.keys()
     assert {n for n, kind in kinds.items() if kind == "cuda"} == set(get_args(GpuDevice))

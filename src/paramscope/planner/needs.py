@@ -3,8 +3,6 @@
 Main memory has the process, too: what Python and its libraries take before any work, measured
 once, and what they load when they first compute. Text is counted by its characters, at what
 tokenizing was seen to take.
-
-A strategy that the planner does not have is stood in for (`STAND_INS`), by one that takes more.
 """
 
 import hashlib
@@ -14,7 +12,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
@@ -34,8 +32,7 @@ from paramscope.planner.models import PRESETS, Source, configuration
 from paramscope.planner.options import Options
 from paramscope.planner.runs import DeviceKind
 from paramscope.planner.sizes import Sizes, sizes
-from paramscope.planner.stages.phases import Held, Phase, Stage
-from paramscope.planner.strategies import NAMES
+from paramscope.planner.stages.phases import Phase, Stage
 from paramscope.planner.terms import measured_process_bytes
 
 IMPORTED = ("paramscope.models.training", "sklearn.metrics")  # by the dearest stages
@@ -54,11 +51,6 @@ TOP_BYTES, BETWEEN = 2**26, 0.25
 # Pages of libraries' files, which RLIMIT_DATA does not count: 175 MB were seen.
 LIBRARY_BYTES = 200_000_000
 UNLIMITED = 2**63
-
-# By strategy: another, and what is held beside it.
-STAND_INS: dict[str, tuple[str, tuple[Held, ...]]] = {
-    "noise": ("inference", (Held("noise, and the weights as they were", "weights", 2),)),
-}
 
 Workloads = tuple[tuple[str, Any], ...]
 Estimated = Callable[[Source, str, Options, DeviceKind, Device | None], Estimate]
@@ -183,7 +175,7 @@ class Planner:
         for held in phase.held:
             by_place[held.where] += of.of(held)
         if phase.strategy is not None:
-            by_place["device"] += self._strategy(phase, of)
+            by_place["device"] += self._strategy(phase)
         elif phase.model:
             by_place["device"] += of.weights
         doing = phase.strategy or ""
@@ -194,15 +186,9 @@ class Planner:
         reserve = TOP_BYTES + round(BETWEEN * live)
         return _Part(doing, 0, live + reserve, by_place["file"])
 
-    def _strategy(self, phase: Phase, of: Sizes) -> int:
+    def _strategy(self, phase: Phase) -> int:
         """The strategy's own peak, with the terms that are known."""
-        strategy, held = str(phase.strategy), cast("tuple[Held, ...]", ())
-        if strategy not in NAMES:
-            strategy, held = STAND_INS[strategy]
-        peak = self._peak(phase, strategy, Options(**phase.options))
-        return peak + sum(of.of(one) for one in held)
-
-    def _peak(self, phase: Phase, strategy: str, options: Options) -> int:
+        strategy, options = str(phase.strategy), Options(**phase.options)
         key = (_workload(phase), strategy, options)
         if key not in self._peaks:
             source = self._source_of(phase)

@@ -3,6 +3,7 @@
 from paramscope.config.model import Config
 from paramscope.planner.stages.phases import Held, Stage, loading, most, run, texts
 
+AT_WORK = Held("noise, and the weights as they were", "weights", 2)
 DIAGONAL = Held("the curvature and its error, mapped", "vectors", 2, "file")
 
 
@@ -51,7 +52,7 @@ def _judged_under_noise(config: Config, seeds: int, *held: Held) -> Stage:
             Held("their eigenvectors, mapped", "factors", 0.5, "file"),
         )
     return Stage(
-        (loading(config), run("noise", config, batch, *more)),
+        (loading(config), run("inference", config, batch, AT_WORK, *more)),
         ("prm.batch", "dtype"),
         documents=texts(config, "member", "nonmember"),
         windows=texts(config, "evaluation"),
