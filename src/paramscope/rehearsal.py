@@ -30,8 +30,9 @@ def rounds(items: Sequence[T], ends: int = 2) -> Sequence[T]:
     """The rounds of a loop: all of them; in a rehearsal `ends` at its begin and at its end.
 
     Two, where what is made rises or falls in size from round to round: the largest is at an end,
-    beside what one almost as large left behind. One, where all rounds make the same.
+    beside what one almost as large left behind. One, where all rounds make the same. None, where
+    they make nothing.
     """
     if not _rehearsing.get() or len(items) <= 2 * ends:
         return items
-    return [*items[:ends], *items[-ends:]]
+    return [*items[:ends], *items[len(items) - ends :]]

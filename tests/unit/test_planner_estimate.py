@@ -59,8 +59,16 @@ def test_bends_are_not_extrapolated():
         parts[1, 0] = held
         return (Phase("", np.array(["a", "b", "c"], dtype=object), parts),)
 
-    assert highest(extrapolated([run(10), run(20), run(30)], 9)).bytes == 90
-    assert extrapolated([run(10), run(20), run(31)], 9) is None
+    assert highest(extrapolated([run(10), run(20), run(30)], 8)).bytes == 90
+    assert extrapolated([run(10), run(20), run(31)], 8) is None
+
+
+def test_an_only_layer_that_is_unlike_all_others_is_left_out():
+    """Without a norm after the last layer, what is last and first does what no other does."""
+    asked = Options(batch=2, length=16, graph="layerwise")
+    unlike = config(layers=7, do_layer_norm_before=False)
+    found = estimate(unlike, "ggn", asked, verify=True)
+    assert (found.how, found.verified) == ("extrapolated", True)
 
 
 def test_parts_add_up_and_the_record_is_json():

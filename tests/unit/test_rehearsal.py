@@ -23,7 +23,14 @@ def test_a_real_run_has_all_rounds():
 
 @pytest.mark.parametrize(
     ("n", "ends", "left"),
-    [(9, 2, [0, 1, 7, 8]), (4, 2, [0, 1, 2, 3]), (9, 1, [0, 8]), (2, 1, [0, 1]), (0, 2, [])],
+    [
+        (9, 2, [0, 1, 7, 8]),
+        (4, 2, [0, 1, 2, 3]),
+        (9, 1, [0, 8]),
+        (2, 1, [0, 1]),
+        (0, 2, []),
+        (9, 0, []),
+    ],
 )
 def test_a_rehearsal_has_the_ends(n, ends, left):
     with rehearsal():
@@ -34,6 +41,7 @@ def test_a_rehearsal_has_the_ends(n, ends, left):
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
+        ("inference", Options(batch=2, length=1400)),
         ("ggn", Options(length=1400)),
         ("ggn", Options(batch=6, length=40)),
         ("dpsgd-ghost", Options(length=1400)),

@@ -40,6 +40,7 @@ def sparsegpt(weight: Tensor, statistic: Statistic | None, ask: Ask) -> Answer:
     scale = U.diagonal()[:, None]
     size = ask.options.blocksize
     errors = torch.empty(min(size, d), p, dtype=U.dtype, device=U.device)
+    ends = 1 if ask.pattern == "2:4" else 0  # else all columns are updated in place
     short = 0  # weights that earlier blocks were to keep and could not
     for start in rounds(range(0, d, size), 1):
         end = min(start + size, d)
@@ -52,7 +53,7 @@ def sparsegpt(weight: Tensor, statistic: Statistic | None, ask: Ask) -> Answer:
                 short = max(0, count - int(allowed[start:end].sum()))
                 count -= short
             mask[start:end] = largest(scores.view(1, -1), count).view(scores.shape)
-        for first in rounds(range(start, end, INNER), 1):
+        for first in rounds(range(start, end, INNER), ends):
             last = min(first + INNER, end)
             for j in rounds(range(first, last), 1):
                 if ask.pattern == "2:4" and j % 4 == 0:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from paramscope.memory import Microbatch, pieces
 from paramscope.models.load import logits
 from paramscope.models.sequences import Sequences
+from paramscope.rehearsal import rounds
 
 CHUNK_BYTES = 2**20  # of logits that a softmax is taken of at a time: they stay in the cache
 
@@ -74,8 +75,11 @@ def token_statistics(
         scores = logits(model, batch.ids).flatten(0, 1)
         following = batch.ids.roll(-1, 1).flatten()  # of a last token: not one that is predicted
         size = max(1, CHUNK_BYTES // (4 * scores.shape[1]))
-        parts = zip(scores.split(size), following.split(size), strict=True)
-        values = torch.cat([_statistics(*part, moments) for part in parts], 1)
+        made = torch.promote_types(scores.dtype, torch.float32)
+        values = torch.empty(len(found), len(scores), dtype=made, device=scores.device)
+        for start in rounds(range(0, len(scores), size)):
+            part = slice(start, start + size)
+            values[:, part] = _statistics(scores[part], following[part], moments)
         shaped: Tensor = values.unflatten(1, batch.ids.shape)[:, :, :-1]
         return shaped.masked_fill(~batch.predicted, 0)
 

@@ -48,13 +48,10 @@ class Store:
         Raises:
             RequestError: as `estimate.estimate`.
         """
-        asked = options or Options()
-        own = resolved(asked, strategy, device_kind)
+        own = resolved(options or Options(), strategy, device_kind)
         found = self._read(self._path(source, strategy, own, device_kind))
         if found is None:
-            alike = own == resolved(asked, strategy, BOTH[device_kind == "cpu"])
-            kinds = BOTH if alike and strategy in STRATEGIES else (device_kind,)
-            made = estimates(source, strategy, asked, kinds)
+            made = estimates(source, strategy, own, BOTH)  # the one run tells of both
             for one in made:
                 self._write(self._path(source, strategy, own, one.device_kind), one)
             found = next(one for one in made if one.device_kind == device_kind)

@@ -149,12 +149,7 @@ def _runs(
     layers = _layers(config)
     lines: list[Trace | None] = [None] * len(kinds)
     if extrapolate and layers is not None and layers > FEW[-1] and alike(config):
-        few = [fake_traces(with_layers(config, n), strategy, options, kinds) for n in FEW]
-        slack = [2 * CUDA_BLOCK_BYTES if kind == "cuda" else 0 for kind in kinds]
-        lines = [
-            extrapolated(own, layers, most)
-            for own, most in zip(zip(*few, strict=True), slack, strict=True)
-        ]
+        lines = _lines(config, strategy, options, kinds, layers)
     if not verify and None not in lines:
         return [_Found(line, "extrapolated") for line in lines if line is not None]
     found = []
@@ -162,6 +157,26 @@ def _runs(
         verified = None if line is None else highest(line) == highest(full)
         found.append(_Found(full, "full" if line is None else "extrapolated", verified))
     return found
+
+
+def _lines(
+    config: PretrainedConfig,
+    strategy: str,
+    options: Options,
+    kinds: Sequence[DeviceKind],
+    layers: int,
+) -> list[Trace | None]:
+    """What all layers hold, from runs of few; None for each kind where those give no lines."""
+    slack = [2 * CUDA_BLOCK_BYTES if kind == "cuda" else 0 for kind in kinds]
+    runs: list[list[Trace]] = []
+    for few in FEW:
+        runs = [*runs[-2:], fake_traces(with_layers(config, few), strategy, options, kinds)]
+        if len(runs) == 3:
+            by_kind = zip(zip(*runs, strict=True), slack, strict=True)
+            found = [extrapolated(three, layers - few + 2, most) for three, most in by_kind]
+            if None not in found:
+                return found
+    return [None] * len(kinds)
 
 
 def measure(source: Source, strategy: str, options: Options | None = None) -> Estimate:

@@ -4,8 +4,8 @@ Layers of one kind do the same one after another. So wherever a run goes through
 events are those of any other number of layers up to the first layer's end, and again from the
 last layer on; and each event's bytes are a line in that number, since each layer adds the same.
 Between the first layer and the last, bytes are a line in the layer's place, so no event there
-stands above both ends. Three runs of 1, 2 and 3 layers give the lines of all events at both ends
-and show whether they are lines; where they are not, there is no extrapolation.
+stands above both ends. Runs of three numbers of layers, one after the other, give the lines of all
+events at both ends and show whether they are lines; where they are not, there is no extrapolation.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ from paramscope.names import DPSGD_PARTS
 from paramscope.tracker import Timeline
 from paramscope.tracker.thinning import spread
 
-FEW = (1, 2, 3)  # layers of the runs that are extrapolated from
+# Layers of the runs that are extrapolated from: three in a row. The last three where the only layer
+# of the first run is not as the first of others is, since it is the last one, too.
+FEW = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -113,20 +115,21 @@ def thinned(trace: Trace) -> dict[str, Any]:
     }
 
 
-def extrapolated(traces: Sequence[Trace], layers: int, slack_bytes: int = 0) -> Trace | None:
-    """The trace of `layers` layers from those of `FEW`, both ends of each phase; None: no lines.
+def extrapolated(traces: Sequence[Trace], further: int, slack_bytes: int = 0) -> Trace | None:
+    """The trace of so many layers more than the first of three; None where there are no lines.
 
+    Of each phase it has both ends. Each of `traces` is of one layer more than the one before.
     Lines may bend by `slack_bytes`: a storage as long as the model, in whole blocks of an
     allocator, grows by a block more or less a layer.
     """
     if len({tuple(phase.name for phase in trace) for trace in traces}) > 1:
         return None
-    found = [_phase(few, layers, slack_bytes) for few in zip(*traces, strict=True)]
+    found = [_phase(few, further, slack_bytes) for few in zip(*traces, strict=True)]
     return None if None in found else tuple(phase for phase in found if phase is not None)
 
 
-def _phase(few: Sequence[Phase], layers: int, slack: int) -> Phase | None:
-    """A phase of `layers` layers; None where its events are not lines in their number.
+def _phase(few: Sequence[Phase], further: int, slack: int) -> Phase | None:
+    """A phase of `further` layers more; None where its events are not lines in their number.
 
     A phase goes through the layers any number of times. Each time the longer runs have more
     events; from its end on theirs are found `shift` and twice `shift` events later.
@@ -153,7 +156,7 @@ def _phase(few: Sequence[Phase], layers: int, slack: int) -> Phase | None:
     covered = np.concatenate([cut[-1].parts for cut in found]).sum(1)
     if n and covered.max() < few[-1].parts.sum(1).max():
         return None  # something between the first layers and the last stands above both
-    lines = [_line(cut, layers) for cut in found]
+    lines = [_line(cut, further) for cut in found]
     return Phase(
         few[0].name,
         np.concatenate([line.operations for line in lines]),
@@ -194,8 +197,8 @@ def _alike(few: Sequence[Phase], shift: int, slack: int) -> NDArray[np.bool_]:
     return alike
 
 
-def _line(few: Sequence[Phase], layers: int) -> Phase:
-    rise = (layers - FEW[0]) * (few[-1].parts - few[0].parts) // (FEW[-1] - FEW[0])
+def _line(few: Sequence[Phase], further: int) -> Phase:
+    rise = further * (few[-1].parts - few[0].parts) // (len(few) - 1)
     return Phase(few[0].name, few[0].operations, few[0].parts + rise)
 
 

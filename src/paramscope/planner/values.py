@@ -43,6 +43,10 @@ class KnownValues(TorchDispatchMode):
         self._share = share
         self._values = WeakTensorKeyDictionary()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard takes time at each operation
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

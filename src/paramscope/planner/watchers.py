@@ -1,14 +1,15 @@
 """What a strategy tells of its tensors, and trackers that listen to it together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paramscope.tracker import MemoryTracker
+from paramscope.tracker.mode import counted
 
 
 class Watcher(Protocol):
@@ -24,11 +25,26 @@ class Watcher(Protocol):
         """A block whose new tensors are of a category."""
 
 
-@dataclass(frozen=True)
-class Together:
-    """Trackers of one run, each with a way of its own to count."""
+class Together(TorchDispatchMode):
+    """Trackers of one run, each with a way of its own to count; a context that they count in."""
 
-    trackers: Sequence[MemoryTracker]
+    def __init__(self, trackers: Sequence[MemoryTracker]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
+        self.trackers = trackers
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard takes time at each operation
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation, and count it."""
+        return counted(self.trackers, func, args, kwargs or {})
 
     def register(self, tensors: Iterable[Tensor], category: str | None = None) -> None:
         """Count tensors that exist already."""
@@ -59,5 +75,6 @@ class Together:
         """A block whose operations are counted."""
         with ExitStack() as stack:
             for tracker in self.trackers:
-                stack.enter_context(tracker)
+                stack.enter_context(tracker.listening())
+            stack.enter_context(self)
             yield

@@ -1,7 +1,7 @@
 """The dispatch mode that sees operations make storages, and gives each storage its category."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -205,9 +205,21 @@ class MemoryTracker(TorchDispatchMode):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._left()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch declares no types for it
+
+    def _left(self) -> None:
         self._entered -= 1
         self._stepping = False  # where an error ended a step
-        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch declares no types for it
+
+    @contextmanager
+    def listening(self) -> Iterator[Self]:
+        """A block whose operations another mode hands over, by `counted`."""
+        self._entered += 1
+        try:
+            yield self
+        finally:
+            self._left()
 
     def __torch_dispatch__(
         self,
@@ -217,18 +229,18 @@ class MemoryTracker(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation, then count what it made or resized."""
-        if func is QUESTION:
-            return func(*args)
-        handed = storages_of(args, self._device_type)
-        if kwargs:
-            handed += storages_of(kwargs.values(), self._device_type)
-        before = {s._cdata: s.nbytes() for s in handed}
-        result = func(*args, **(kwargs or {}))
+        return counted([self], func, args, kwargs or {}, self._device_type)
+
+    def _saw(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        before: Mapping[int, int],
+        after: Iterable[tuple[UntypedStorage, int, int]],
+    ) -> None:
+        """Count an operation: storages by key and size before, and with both after."""
         self._operations += 1
-        if func in FRESH:  # the result alone: under fake tensors what it is made of is let go
-            handed, before = [], {}
-        for storage in handed + storages_of((result,), self._device_type):
-            key, size = storage._cdata, storage.nbytes()
+        for storage, key, size in after:
             known = self._storages.get(key)
             if size != (known.asked if known is not None else before.get(key)):
                 self._count(storage, key, size)
@@ -238,7 +250,6 @@ class MemoryTracker(TorchDispatchMode):
         self._ledger.event(func, self._operations)
         if held:
             self._ledger.add(TEMPORARIES, -held)
-        return result
 
     def _count(self, storage: UntypedStorage, key: int, size: int) -> None:
         """Bring a storage's count up to its size, from 0 where it is new."""
@@ -281,6 +292,33 @@ class MemoryTracker(TorchDispatchMode):
                 self._label([p.grad for p in model.parameters()], GRADIENTS)
                 self._label(model.buffers(), BUFFERS)
                 self._label(model.parameters(), PARAMETERS)
+
+
+def counted(
+    trackers: Sequence[MemoryTracker],
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    device_type: str | None = None,
+) -> Any:
+    """Run one operation inside a dispatch mode, and count what it made or resized.
+
+    Trackers that count differently see one run together, each inside its `listening`.
+    """
+    if func is QUESTION:
+        return func(*args)
+    handed = storages_of(args, device_type)
+    if kwargs:
+        handed += storages_of(kwargs.values(), device_type)
+    before = {s._cdata: s.nbytes() for s in handed}
+    result = func(*args, **kwargs)
+    if func in FRESH:  # the result alone: under fake tensors what it is made of is let go
+        handed, before = [], {}
+    touched = handed + storages_of((result,), device_type)
+    after = [(s, s._cdata, s.nbytes()) for s in touched]
+    for tracker in trackers:
+        tracker._saw(func, args, before, after)
+    return result
 
 
 def _free(owner: "weakref.ref[MemoryTracker]", key: int) -> Callable[[object], None]:

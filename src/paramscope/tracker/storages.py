@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from paramscope.errors import RequestError
@@ -47,8 +48,8 @@ def storages_of(values: Iterable[object], device_type: str | None = None) -> lis
         if isinstance(value, Tensor):
             if device_type is not None and value.device.type != device_type:
                 continue  # asked of the tensor: a fake one's storage is on no device
-            if value.is_meta or value._is_zerotensor():
-                continue  # sizes without memory; forward mode makes both for tangents of zero
+            if _without_memory(value):
+                continue
             if value.layout is torch.strided:
                 found.append(value.untyped_storage())
             elif value.layout is torch.sparse_coo:
@@ -64,6 +65,15 @@ def storages_of(values: Iterable[object], device_type: str | None = None) -> lis
             if len(leaves) != 1 or leaves[0] is not value:
                 found += storages_of(leaves, device_type)
     return found
+
+
+def _without_memory(tensor: Tensor) -> bool:
+    """Whether it has sizes alone; forward mode makes meta and zero tensors for tangents of zero.
+
+    To ask a fake tensor whether it is meta takes an operation, through every dispatch mode.
+    """
+    meta = tensor.fake_device.type == "meta" if isinstance(tensor, FakeTensor) else tensor.is_meta
+    return meta or tensor._is_zerotensor()
 
 
 # Most of an operation's arguments: told apart first, since looking for leaves takes longer.
