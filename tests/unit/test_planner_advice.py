@@ -128,6 +128,25 @@ def test_the_command_tells_what_the_library_does(folder, capsys):
     assert "largest batch" in text
 
 
+def test_what_the_model_can_not_do_is_told_and_the_rest_planned(folder, capsys, monkeypatch):
+    told = Adviser.verdict
+
+    def verdict(self, strategy, options):
+        if strategy == "ggn":
+            raise RequestError("layer x: no such gradient")
+        return told(self, strategy, options)
+
+    monkeypatch.setattr(Adviser, "verdict", verdict)
+    plan(folder, device="a800", length=64, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert record["refused"] == {"ggn": "layer x: no such gradient"}
+    names = [row["strategy"] for row in record["strategies"]]
+    assert "training" in names
+    assert "ggn" not in names
+    with pytest.raises(RequestError, match="no such gradient"):
+        plan(folder, device="a800", length=64, strategy=["training", "ggn"])
+
+
 def test_what_is_recommended_is_the_first_that_fits_else_that_is_mended():
     def row(strategy, fits, mend=None):
         return {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, OPTConfig, T5Config
+from transformers import GPT2Config, MambaConfig, OPTConfig, Qwen2Config, T5Config
 
 from paramscope.errors import RequestError
 from paramscope.planner.models import (
@@ -61,6 +61,15 @@ def test_more_layers_add_the_same_each():
     sizes = [parameters(with_layers(config, n)) for n in (2, 3, 12)]
     assert sizes[2] == PUBLISHED["opt-125m"] == sizes[0] + 10 * (sizes[1] - sizes[0])
     assert config.num_hidden_layers == 12  # the source stays as it is
+
+
+def test_layers_whose_kinds_follow_from_their_number_are_left_to():
+    few = with_layers(MambaConfig(num_hidden_layers=6), 2)
+    assert len(few.layer_types) == few.num_hidden_layers == 2
+    mixed = Qwen2Config(
+        num_hidden_layers=4, layer_types=["full_attention", "sliding_attention"] * 2
+    )
+    assert with_layers(mixed, 3).layer_types == mixed.layer_types[:3]
 
 
 def test_shrunk_models_keep_their_layers():

@@ -1,10 +1,11 @@
 """Strategies: on fake tensors each takes what its real run takes, byte for byte."""
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, OPTConfig
+from transformers import GPT2Config, LlamaConfig, MixtralConfig, OPTConfig, Qwen2Config
 
 from paramscope.errors import RequestError
 from paramscope.planner.estimate import estimate, measure
+from paramscope.planner.models import SMALL
 from paramscope.planner.options import Options
 from paramscope.planner.strategies import NAMES, STRATEGIES, check
 
@@ -81,6 +82,34 @@ def test_ties_are_the_dearer_case():
     fake, real = (f(config(), "prune-magnitude", options) for f in (estimate, measure))
     largest = 16 * 24  # scores of a layer, of which ties take four bytes each
     assert 0 < fake.peak_bytes - real.peak_bytes <= 4 * largest
+
+
+@pytest.mark.parametrize("name", ["training", "ggn", "dpsgd-bk", "kfac", "prune-sparsegpt"])
+def test_families_that_nothing_here_knows_do_so_too(name):
+    unknown = Qwen2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    assert unknown.model_type not in SMALL
+    asked = Options(batch=2, length=24)
+    found = estimate(unknown, name, asked)
+    assert found.how == "extrapolated"
+    assert found.peak_bytes == measure(unknown, name, asked).peak_bytes
+
+
+def test_what_does_not_run_without_values_is_refused():
+    """A mixture of experts asks which expert a token goes to."""
+    experts = MixtralConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    told = "gradient can't be planned for models of type 'mixtral', whose code does not run on"
+    with pytest.raises(RequestError, match=told):
+        estimate(experts, "gradient", Options(length=8))
+    with pytest.raises(RequestError, match="no per-sample gradient is known for a Mixtral"):
+        estimate(experts, "dpsgd-bk", Options(length=8))
 
 
 def test_options_that_can_not_be_are_refused():

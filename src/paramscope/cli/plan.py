@@ -13,18 +13,6 @@ if TYPE_CHECKING:
     from paramscope.planner.known_devices import Device
     from paramscope.planner.options import OptimizerKind, Options
 
-DEFAULT = (
-    "inference",
-    "gradient",
-    "training",
-    "masked_finetune",
-    "dpsgd-bk",
-    "dpsgd-micro",
-    "prune-magnitude",
-    "block_hessian",
-    "full_hessian",
-)
-
 
 RECOMMENDED = ("strategy", "mend", "total_bytes", "mended_bytes")
 
@@ -38,7 +26,7 @@ def plan(
     ] = "local",
     strategy: Annotated[
         list[str] | None,
-        Option(help="What to plan for; repeat for more. Without it, the common ones."),
+        Option(help="What to plan for; repeat for more. Without it, those of the memory study."),
     ] = None,
     dtype: Annotated[
         str, Option(help="Number format of the weights: float32, float64, bfloat16, float16.")
@@ -70,13 +58,14 @@ def plan(
     import sys
 
     os.environ["TQDM_DISABLE"] = "1"  # the stages' own bars: their work is not done here
+    from paramscope.config.memory import Memory
+    from paramscope.errors import RequestError
     from paramscope.planner.advice import Adviser
     from paramscope.planner.cache import Store
     from paramscope.planner.known_devices import MARGINS, usable_bytes
     from paramscope.planner.models import parameters
     from paramscope.planner.needs import process_bytes
     from paramscope.planner.options import Options
-    from paramscope.planner.strategies import NAMES
     from paramscope.planner.table import own_options
 
     asked = Options(
@@ -92,7 +81,7 @@ def plan(
     place = device_called(device)
     process = 0 if place.kind == "cuda" else process_bytes()
     adviser = Adviser(Path(model) if Path(model).is_dir() else model, place, process, Store())
-    names = strategy or [name for name in DEFAULT if name in NAMES]
+    names = strategy or list(Memory().strategies)
     margin = MARGINS[place.kind]
     if not as_json:
         print(
@@ -100,16 +89,23 @@ def plan(
             f"{length} tokens\n{place.name}: {usable_bytes(place) / 1e9:,.1f} GB usable of "
             f"{place.memory_bytes / 1e9:,.1f}; a margin of {margin.fraction:.0%}: {margin.reason}"
         )
-    rows = []
+    rows, refused = [], {}
     for name in names:
         if as_json:
             print(f"planning {name}", file=sys.stderr, flush=True)
-        rows.append(planned(adviser, name, own_options(name, asked), largest_batch))
+        try:
+            rows.append(planned(adviser, name, own_options(name, asked), largest_batch))
+        except RequestError as error:
+            if strategy or name == names[0]:  # asked for by name, or nothing can be planned
+                raise
+            refused[name] = str(error)
         if not as_json:
-            print(line(rows[-1]), flush=True)
+            told = f"{name:<18}{'':>10}  {refused[name]}" if name in refused else line(rows[-1])
+            print(told, flush=True)
     best = recommended(rows)
     if as_json:
         record = {"device": vars(place), "margin": vars(margin), "strategies": rows}
+        record["refused"] = refused
         print(json.dumps(record | {"recommended": best}, indent=2))
         return
     for task, row in best.items():

@@ -118,7 +118,7 @@ def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     changed = deepcopy(config)
     setattr(changed, key, layers)
     kinds = getattr(changed, "layer_types", None)
-    if kinds:
+    if kinds and len(kinds) != layers:  # where it does not follow by itself
         changed.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     return changed
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
 
+from paramscope.errors import ParamscopeError, RequestError
 from paramscope.models.faking import faked
 from paramscope.models.sequences import Sequences
 from paramscope.planner.models import new_model
@@ -27,10 +28,23 @@ ALL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBa
 def fake_traces(
     config: PretrainedConfig, strategy: str, options: Options, kinds: Sequence[DeviceKind]
 ) -> list[Trace]:
-    """What a rehearsal holds, counted by the rules of each kind of device."""
+    """What a rehearsal holds, counted by the rules of each kind of device.
+
+    Raises:
+        RequestError: the strategy can't be run on the model, or not without values.
+    """
     with faked(), rehearsal():
         share = options.density if "density" in STRATEGIES[strategy].takes else 1.0
-        return _traced(config, strategy, options, kinds, KnownValues(share))
+        try:
+            return _traced(config, strategy, options, kinds, KnownValues(share))
+        except ParamscopeError:
+            raise
+        except Exception as error:  # of a family's own code, which may be any
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RequestError(
+                f"strategy {strategy} can't be planned for models of type '{config.model_type}', "
+                f"whose code does not run on tensors without values: {line}"
+            ) from error
 
 
 def real_trace(config: PretrainedConfig, strategy: str, options: Options) -> Trace:

@@ -11,8 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from paramscope.artifacts.plans import PART_COLUMNS
+from paramscope.errors import RequestError
 from paramscope.planner.advice import Adviser
 from paramscope.planner.cache import Store
+from paramscope.planner.estimate import called
 from paramscope.planner.known_devices import Device
 from paramscope.planner.models import Source
 from paramscope.planner.options import Options
@@ -48,13 +50,16 @@ def rows_of(source: Source, strategy: str, asked: Asked, store: Store) -> list[R
     """A strategy on a model, a row a device.
 
     Raises:
-        RequestError: a model, strategy or option that can't be.
+        RequestError: a model, strategy or option that can't be, or not together.
     """
     options = own_options(strategy, asked.options)
-    return [
-        _row(Adviser(source, device, asked.process_bytes, store), strategy, options)
-        for device in asked.devices
-    ]
+    try:
+        return [
+            _row(Adviser(source, device, asked.process_bytes, store), strategy, options)
+            for device in asked.devices
+        ]
+    except RequestError as error:
+        raise RequestError(f"{strategy} of {called(source)}: {error}") from error
 
 
 def table(
