@@ -5,7 +5,7 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig, OPTConfig, Qwen
 
 from paramscope.errors import RequestError
 from paramscope.planner.estimate import estimate, measure
-from paramscope.planner.models import SMALL
+from paramscope.planner.models import SMALL, parameters
 from paramscope.planner.options import Options
 from paramscope.planner.strategies import NAMES, STRATEGIES, check
 
@@ -75,6 +75,17 @@ def test_projections_and_late_norms_do_so_too():
     late = config(word_embed_proj_dim=8, do_layer_norm_before=False)
     for name in ("training", "ggn"):
         same(late, name, Options(**SHAPE))
+
+
+def test_what_is_summed_up_is_no_saved_activation():
+    N = parameters(config())
+    for name, sums in (("ggn", 3), ("hutchinson", 3), ("xdiag", 1)):
+        parts = estimate(config(), name, Options(**SHAPE, draws=sums)).breakdown
+        assert parts["other"] >= 4 * sums * N, name
+        assert parts["saved activations"] > 0, name
+    pruned = estimate(config(), "prune-sparsegpt", Options(**SHAPE)).breakdown
+    assert pruned["saved activations"] == 0
+    assert pruned["other"] > 0
 
 
 def test_ties_are_the_dearer_case():

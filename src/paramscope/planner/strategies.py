@@ -17,7 +17,7 @@ but of width 8, answers; for a family that `models.SMALL` has not, no layer coun
 the estimate is of the dearer way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -55,8 +55,10 @@ from paramscope.names import DPSGD_METHODS
 from paramscope.planner.models import new_model, shrunk, with_layers
 from paramscope.planner.options import Options, check_values
 from paramscope.planner.watchers import Watcher
+from paramscope.tracker import TEMPORARIES
 
 RATE = 1e-4
+SUMS = "sums"  # the category of what a strategy adds up, and ends with
 
 Told = Callable[[str], None]
 Run = Callable[[PreTrainedModel, Sequences, Options, Watcher, Told], None]
@@ -189,7 +191,7 @@ def _ggn(
     if isinstance(next(model.parameters()), FakeTensor):
         local_layers(model, text.ids[0], options.graph)  # as the stage looks; it sees nothing
         local = _local_of(model.config)
-    ggn_draws(
+    found = ggn_draws(
         model,
         text,
         range(options.draws),
@@ -198,6 +200,12 @@ def _ggn(
         graph=options.graph,
         local=local,
     )
+    _sums(tracker, found)
+
+
+def _sums(tracker: Watcher, found: Sequence[Mapping[str, Tensor]]) -> None:
+    """Tell apart what was summed up, tensors by name, from what was held for its sake."""
+    tracker.register((value for one in found for value in one.values()), SUMS)
 
 
 def _local_of(config: PretrainedConfig) -> set[str]:
@@ -222,14 +230,16 @@ def _hutchinson(
 ) -> None:
     told("draws")
     text = text[:2]  # one at a time is taken: a third would be like the second
-    hutchinson_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+    found = hutchinson_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+    _sums(tracker, found)
 
 
 def _xdiag(
     model: PreTrainedModel, text: Sequences, options: Options, tracker: Watcher, told: Told
 ) -> None:
     told("draws")
-    xdiag_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+    found = xdiag_draws(model, text, range(options.draws), seed=0, batch_size=options.batch)
+    _sums(tracker, found)
 
 
 def _kfac(
@@ -241,7 +251,8 @@ def _kfac(
     told("directions")
     directions = {name: eigen(own) for name, own in factors.items()}
     told("curvature along them")
-    corrected(model, text, directions, range(options.draws, 2 * options.draws), **engine)
+    found = corrected(model, text, directions, range(options.draws, 2 * options.draws), **engine)
+    _sums(tracker, [vars(own) for own in (*factors.values(), *found.values())])
 
 
 def _pruning(
@@ -254,7 +265,9 @@ def _pruning(
     method: str,
 ) -> None:
     told("pruning")
-    prune(model, text, method=method, density=options.density, batch_size=options.batch)
+    with tracker.scope(TEMPORARIES):  # nothing is saved for a backward
+        found = prune(model, text, method=method, density=options.density, batch_size=options.batch)
+    tracker.register(found.masks.values(), "masks")
 
 
 def _private_takes(method: str) -> tuple[str, ...]:
