@@ -83,14 +83,15 @@ def study_outputs(wildcards):
 
 
 def closing_words():
-    """Where the outputs are."""
-    done = [path for path in study_outputs(None) if Path(path).is_file()]
-    if len(done) < len(study_outputs(None)):
-        return "Done. The whole study is made by: snakemake --cores all"
-    return (
-        f"Done. Figures: {RESULTS}/figures/*.png (and .pdf)\n"
-        f"      Numbers: {RESULTS}/results.json, {RESULTS}/results.csv"
-    )
+    """Where the outputs are that were asked for."""
+    asked = workflow.dag.targetjobs
+    if any(job.rule.name == "all" for job in asked):
+        return (
+            f"Done. Figures: {RESULTS}/figures/*.png (and .pdf)\n"
+            f"      Numbers: {RESULTS}/results.json, {RESULTS}/results.csv"
+        )
+    folders = {Path(path).parent for job in asked for path in job.output or job.input}
+    return f"Done: {', '.join(sorted(map(str, folders)))}"
 
 
 def run_seed(wildcards):
