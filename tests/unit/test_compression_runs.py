@@ -107,6 +107,9 @@ def test_a_frontier_keeps_a_null_and_refuses_two_dense_models():
         frontier(records)
     with pytest.raises(ArtifactError, match="0 perplexities of the dense model"):
         frontier({})
+    broken = {run: found | {"dense": {"evaluation": None}} for run, found in evaluated().items()}
+    with pytest.raises(ArtifactError, match="dense model's perplexity is not finite"):
+        frontier(broken)
 
 
 def test_tables_of_runs_are_one_and_come_apart_again():

@@ -120,7 +120,7 @@ def test_tables_that_say_too_little_are_refused():
         summary(epochs[:0], BASELINE)
     with pytest.raises(ArtifactError, match="no best one"):
         summary(epochs.assign(best=False), BASELINE)
-    for baseline in (np.nan, np.inf, 0.5):
+    for baseline in (np.nan, np.inf, 0.5, None):
         with pytest.raises(ArtifactError, match="dense model's perplexity"):
             summary(epochs, baseline)
     with pytest.raises(ArtifactError, match="0 baselines"):

@@ -1,4 +1,4 @@
-"""What CPU kernels hold for themselves, against torch's profiler."""
+"""What kernels hold for themselves: a CPU's against torch's profiler, a GPU's by hand."""
 
 import pytest
 import torch
@@ -73,6 +73,18 @@ def test_half_precision_keeps_rounded_weights_too():
     made = query.numel() * 2 + 2 * 3 * 40 * 4
     most = most_held(seen, FORWARD.name().partition(".")[0])
     assert scratch_bytes(FORWARD, (query, key, value)) == most - made
+
+
+def test_on_a_gpu_half_precision_sums_the_queries_gradient_in_float32():
+    """Two samples, three heads: 130 tokens fill two tiles, 20 columns are 32, 136 are 192."""
+    for width, columns in ((20, 32), (136, 192)):
+        query = heads(130, width, torch.bfloat16).detach()
+        held = scratch_bytes(BACKWARD, (query,) * 4, "cuda")
+        assert held == 4 * 2 * 3 * 256 + 4 * 2 * 3 * 256 * columns
+    one = torch.ones(1, 1, 3, 8, dtype=torch.float16)
+    assert scratch_bytes(BACKWARD, (one,) * 4, "cuda") == 512 + 128 * 32 * 4
+    assert scratch_bytes(FORWARD, (one,) * 3, "cuda") == 0
+    assert scratch_bytes(BACKWARD, (one.float(),) * 4, "cuda") == 0
 
 
 @pytest.mark.parametrize("shifted", [True, False])

@@ -31,13 +31,16 @@ def frontier(evaluated: Mapping[Run, Mapping[str, Any]]) -> tuple[pd.DataFrame, 
     """A row of `FRONTIER` a run, and the dense model's perplexity, from the runs' evaluations.
 
     Raises:
-        ArtifactError: no run, or runs whose dense models differ.
+        ArtifactError: no run, or runs whose dense models differ, or have no finite perplexity.
     """
     baselines = {found["dense"]["evaluation"] for found in evaluated.values()}
     if len(baselines) != 1:
         raise ArtifactError(
             f"{len(baselines)} perplexities of the dense model in one study; rerun evaluate on one"
         )
+    baseline = baselines.pop()
+    if baseline is None:  # as evaluate writes what is not finite
+        raise ArtifactError("the dense model's perplexity is not finite; mend the model")
     rows = [
         {
             "method": method,
@@ -51,7 +54,7 @@ def frontier(evaluated: Mapping[Run, Mapping[str, Any]]) -> tuple[pd.DataFrame, 
         }
         for (method, density), found in evaluated.items()
     ]
-    return pd.DataFrame(rows, columns=FRONTIER.names), float(baselines.pop())
+    return pd.DataFrame(rows, columns=FRONTIER.names), float(baseline)
 
 
 def of_runs(tables: Mapping[Run, pd.DataFrame], own: pa.Schema) -> tuple[pd.DataFrame, pa.Schema]:

@@ -66,12 +66,12 @@ class Summary:
         return "\n".join(lines) + "\n"
 
 
-def summary(epochs: pd.DataFrame, baseline: float) -> Summary:
+def summary(epochs: pd.DataFrame, baseline: float | None) -> Summary:
     """The numbers of one finetuning.
 
     Args:
         epochs: `EPOCHS`, a row an epoch, epoch 0 after pruning.
-        baseline: perplexity of the dense model.
+        baseline: perplexity of the dense model; None where it is not finite.
 
     Raises:
         ArtifactError: no rows, no epoch 0, no best one, or a baseline that is no perplexity.
@@ -82,8 +82,9 @@ def summary(epochs: pd.DataFrame, baseline: float) -> Summary:
     chosen = rows[rows["best"].astype(bool)]
     if chosen.empty:
         raise ArtifactError("the epochs name no best one; rerun finetune")
-    if not (math.isfinite(baseline) and baseline >= 1):
-        raise ArtifactError(f"the dense model's perplexity is {baseline:g}; rerun its evaluation")
+    if baseline is None or not (math.isfinite(baseline) and baseline >= 1):
+        told = "not finite" if baseline is None else f"{baseline:g}"
+        raise ArtifactError(f"the dense model's perplexity is {told}; rerun its evaluation")
     pruned, final = (float(rows["perplexity"].iloc[i]) for i in (0, -1))
     best = float(chosen["perplexity"].iloc[-1])
     trend = rows[["epoch", "perplexity", "change_percent"]].astype(float).to_numpy()

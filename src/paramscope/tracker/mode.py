@@ -67,8 +67,8 @@ class MemoryTracker(TorchDispatchMode):
             blocks of torch's CUDA allocator, also of fake CPU tensors (`storages.rounded`).
         timeline: keep what is held after each event, 8 bytes a category and event.
         device_type: count the tensors on such devices alone ("cuda"); None counts all.
-        scratch: count what CPU kernels hold while they run (`scratch.scratch_bytes`), too, as
-            torch's profiler does; not where rounding is "cuda".
+        scratch: count what kernels hold while they run (`scratch.scratch_bytes`), too, as
+            torch's profiler does; those of a GPU where rounding is "cuda".
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
         self._rounding: Rounding = rounding
         self._device_type = device_type
-        self._scratch = scratch and rounding == "none" and device_type in (None, "cpu")
+        self._scratch = scratch and (rounding == "cuda" or device_type in (None, "cpu"))
         self._ledger = Ledger(timeline)
         self._storages: dict[int, Counted] = {}
         self._operations = 0
@@ -244,7 +244,7 @@ class MemoryTracker(TorchDispatchMode):
             known = self._storages.get(key)
             if size != (known.asked if known is not None else before.get(key)):
                 self._count(storage, key, size)
-        held = scratch_bytes(func, args) if self._scratch else 0
+        held = scratch_bytes(func, args, self._rounding) if self._scratch else 0
         if held:
             self._ledger.add(TEMPORARIES, held)
         self._ledger.event(func, self._operations)

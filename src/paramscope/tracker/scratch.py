@@ -1,14 +1,18 @@
-"""What CPU kernels hold for themselves while they run, which no dispatched operation shows.
+"""What kernels hold for themselves while they run, which no dispatched operation shows.
 
-torch's profiler shows these allocations, so they are counted by the kernel's own formula. Of
-the kernels on the way of a language model flash attention has such scratch, log_softmax copies
-what is not contiguous, and MKL's QR of a tall matrix works in 16 numbers a row where it has more
-than one thread.
+On a CPU torch's profiler shows these allocations, so they are counted by the kernel's own
+formula. Of the kernels on the way of a language model flash attention has such scratch,
+log_softmax copies what is not contiguous, and MKL's QR of a tall matrix works in 16 numbers a
+row where it has more than one thread. In half precision two things are left out that hang on the
+processor: packed copies of keys and values in the forward, and oneDNN's products in the backward.
+
+On CUDA flash attention, which half precision takes, sums the queries' gradient in float32: sizes
+up to whole tiles, in blocks of torch's allocator. Fake CPU tensors stand for it. In float32 torch
+takes another kernel there, whose workspace is not counted.
 
 Source: torch 2.13's aten/src/ATen/native/cpu/FlashAttentionKernel.cpp and native/SoftMax.cpp;
-the tests hold these formulas to the profiler. In half precision two things are left out that
-hang on the processor: packed copies of keys and values in the forward, and oneDNN's products in
-the backward.
+the tests hold these formulas to the profiler. For CUDA mha_bwd in
+native/transformers/cuda/flash_attn/flash_api.cpp; held to no GPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,21 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramscope.tracker.storages import Rounding, rounded
+
 KEYS = 512  # kv_split_size
 MKL_QR = 16
+CUDA_QUERIES = 128  # a tile's
 QUERIES = ((768, 256), (192, 64), (0, 32))  # from so many queries on, q_split_size
 
 
-def scratch_bytes(func: Callable[..., Any], args: Sequence[Any]) -> int:
-    """Bytes that the CPU kernel of an operation holds beside its arguments and results.
+def scratch_bytes(
+    func: Callable[..., Any], args: Sequence[Any], rounding: Rounding = "none"
+) -> int:
+    """Bytes that the kernel of an operation holds beside its arguments and results.
 
-    Each of torch's threads has scratch of its own.
+    On a CPU each of torch's threads has scratch of its own.
 
     Args:
         func: the operation.
         args: its arguments by position.
+        rounding: "cuda" for the kernels of a GPU.
     """
-    rule = SCRATCH.get(func)
+    rule = (CUDA_SCRATCH if rounding == "cuda" else SCRATCH).get(func)
     return 0 if rule is None else rule(args)
 
 
@@ -57,6 +67,17 @@ def _backward(args: Sequence[Any]) -> int:
     return held
 
 
+def _cuda_backward(args: Sequence[Any]) -> int:
+    query = args[1]
+    if not _is_half(query):
+        return 0
+    B, H, T, D = query.shape
+    tiles = B * H * -(-T // CUDA_QUERIES) * CUDA_QUERIES
+    columns = 32 if D <= 128 else 64
+    sums = tiles * -(-D // columns) * columns
+    return sum(rounded(4 * size, "cuda") for size in (tiles, sums))
+
+
 def _log_softmax(args: Sequence[Any]) -> int:
     x: Tensor = args[0]
     return 0 if x.is_contiguous() else x.numel() * x.element_size()
@@ -76,8 +97,11 @@ def _tile(query: Tensor, key: Tensor) -> tuple[int, int]:
 
 def _widths(query: Tensor) -> tuple[int, int]:
     """Bytes of a number that is summed up, and of one in half precision, 0 where none is."""
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    return (4, 2) if half else (query.element_size(), 0)
+    return (4, 2) if _is_half(query) else (query.element_size(), 0)
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)
 
 
 _aten = torch.ops.aten
@@ -87,5 +111,11 @@ SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any]], int]] = MappingPr
         _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
         _aten._log_softmax.default: _log_softmax,
         _aten.linalg_qr.default: _qr,
+    }
+)
+CUDA_SCRATCH: Mapping[Callable[..., Any], Callable[[Sequence[Any]], int]] = MappingProxyType(
+    {
+        _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _cuda_backward,
+        _aten._scaled_dot_product_flash_attention_backward.default: _cuda_backward,
     }
 )
