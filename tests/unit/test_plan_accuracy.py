@@ -160,7 +160,10 @@ def test_rows_and_words():
     assert "2 cases of 1 strategies on cpu, 2 threads" in text
     assert "at most 50.000% (gradient, opt), median 50.000%" in text
     assert "False fits: 1" in text
-    assert text.count("| gradient | opt 4 × 32, 0.0 M | bfloat16 | 2 × 24 | `--checkpointing`") == 2
+    assert (
+        text.count(f"| gradient | opt {LAYERS} × 32, 0.0 M | bfloat16 | 2 × 24 | `--checkpointing`")
+        == 2
+    )
 
 
 def test_options_are_told_as_typed():

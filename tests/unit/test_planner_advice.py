@@ -128,6 +128,22 @@ def test_the_command_tells_what_the_library_does(folder, capsys):
     assert "largest batch" in text
 
 
+def test_a_run_of_all_layers_is_told(tmp_path, capsys, monkeypatch):
+    deep = OPTConfig.from_dict(CONFIG.to_dict() | {"num_hidden_layers": 6})
+    deep.save_pretrained(tmp_path)
+    asked = {"device": "a800", "strategy": ["training", "full_hessian"], "length": 32}
+    plan(str(tmp_path), verify=True, **asked)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "a run of all layers agrees" in line] == [
+        "training"
+    ]
+    wrong = replace(estimate(deep, "training", Options(length=32), "cuda"), peak_bytes=1)
+    monkeypatch.setattr("paramscope.planner.estimate.estimate", lambda *a, **k: wrong)
+    plan(str(tmp_path), verify=True, as_json=True, **asked)
+    rows = json.loads(capsys.readouterr().out)["strategies"]
+    assert [row["estimate"]["verified"] for row in rows] == [False, None]
+
+
 def test_what_the_model_can_not_do_is_told_and_the_rest_planned(folder, capsys, monkeypatch):
     told = Adviser.verdict
 

@@ -116,5 +116,5 @@ def test_what_fits_within_the_margin_alone_is_tight(store):
 
 def test_a_wrong_request_ends_all(store):
     asked = Asked(OPTIONS, (known_device("a800"),), 0)
-    with pytest.raises(RequestError, match="no/such"):
-        table(["no/such"], ["training"], asked, store, workers=2)
+    with pytest.raises(RequestError, match="trainig of opt-125m: strategy 'trainig' is not known"):
+        table(["opt-125m"], ["trainig"], asked, store, workers=2)

@@ -47,6 +47,9 @@ def plan(
     largest_batch: Annotated[
         bool, Option("--largest-batch", help="Look for the largest batch that fits, too.")
     ] = False,
+    verify: Annotated[
+        bool, Option("--verify", help="Run all layers, too, where few were extrapolated from.")
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="Print the same as JSON, in bytes.")] = False,
 ) -> None:
     """Tell what each strategy takes, whether it fits, and what would make it fit.
@@ -94,7 +97,7 @@ def plan(
         if as_json:
             print(f"planning {name}", file=sys.stderr, flush=True)
         try:
-            rows.append(planned(adviser, name, own_options(name, asked), largest_batch))
+            rows.append(planned(adviser, name, own_options(name, asked), largest_batch, verify))
         except RequestError as error:
             if strategy or name == names[0]:  # asked for by name, or nothing can be planned
                 raise
@@ -130,7 +133,9 @@ def device_called(name: str) -> "Device":
     return next((place for place in told if place.kind == "cuda"), told[0])
 
 
-def planned(adviser: "Adviser", name: str, options: "Options", largest: bool) -> dict[str, Any]:
+def planned(
+    adviser: "Adviser", name: str, options: "Options", largest: bool, verify: bool
+) -> dict[str, Any]:
     """All that is told of one strategy, for JSON; bytes."""
     verdict = adviser.verdict(name, options)
     change = None if verdict.fits else adviser.mend(name, options)
@@ -148,6 +153,12 @@ def planned(adviser: "Adviser", name: str, options: "Options", largest: bool) ->
 
         found = adviser.largest_batch(name, options) if name in STRATEGIES else None
         row["largest_batch"] = found
+    if verify and verdict.estimate.how == "extrapolated":
+        from paramscope.planner.estimate import estimate
+
+        kind = verdict.estimate.device_kind
+        full = estimate(adviser.source, name, options, kind, extrapolate=False)
+        row["estimate"]["verified"] = full.peak_bytes == verdict.estimate.peak_bytes
     return row
 
 
@@ -183,6 +194,9 @@ def line(row: dict[str, Any]) -> str:
         told += f"; would with {' '.join(row['mend'])} ({amount(row['mended_bytes'])})"
     elif not row["fits"]:
         told += ", nor with any change that a plan knows"
+    if row["estimate"]["verified"] is not None:
+        agrees = "agrees" if row["estimate"]["verified"] else "DIFFERS"
+        told += f"; a run of all layers {agrees}"
     if row.get("largest_batch"):
         told += f"; largest batch {row['largest_batch']:,}"
     return f"{row['strategy']:<18}{amount(row['total_bytes']):>10}  {told}\n{'':<30}{most}"

@@ -16,9 +16,11 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from paramscope.planner.dispatch import Uncompiled
 
 LIMIT = 2**20  # elements of a tensor whose values are kept
 
@@ -30,7 +32,7 @@ SUM = torch.ops.aten.sum.default
 QUESTION = torch.ops.prim.device.default
 
 
-class KnownValues(TorchDispatchMode):
+class KnownValues(Uncompiled):
     """A context, inside a FakeTensorMode, in which small integer and bool tensors have values.
 
     Args:
@@ -39,13 +41,9 @@ class KnownValues(TorchDispatchMode):
     """
 
     def __init__(self, share: float = 1.0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
+        super().__init__()
         self._share = share
         self._values = WeakTensorKeyDictionary()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and torch's guard takes time at each operation
 
     def __torch_dispatch__(
         self,

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from paramscope.planner.dispatch import Uncompiled
 from paramscope.tracker import MemoryTracker
 from paramscope.tracker.mode import counted
 
@@ -25,16 +25,12 @@ class Watcher(Protocol):
         """A block whose new tensors are of a category."""
 
 
-class Together(TorchDispatchMode):
+class Together(Uncompiled):
     """Trackers of one run, each with a way of its own to count; a context that they count in."""
 
     def __init__(self, trackers: Sequence[MemoryTracker]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types for it
+        super().__init__()
         self.trackers = trackers
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and torch's guard takes time at each operation
 
     def __torch_dispatch__(
         self,
