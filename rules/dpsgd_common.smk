@@ -20,7 +20,9 @@ EPSILONS = [f"{epsilon:g}" for epsilon in PRIVATE["epsilons"]]
 
 def dpsgd_outputs(wildcards):
     """All that the DP-SGD study ends with."""
-    figures = [f"{PROFILES}/figures/{name}.png" for name in PROFILE_FIGURES]
+    untimed = WORKLOAD in PRIVACY["predicted"] and not stage_gpus(wildcards)
+    names = [name for name in PROFILE_FIGURES if not (untimed and name == "performance_tradeoff")]
+    figures = [f"{PROFILES}/figures/{name}.png" for name in names]
     utility = [] if PLANTED else [f"{RESULTS}/dpsgd/figures/privacy_utility.png"]
     return [f"{PROFILES}/summary.txt", *figures, *utility]
 

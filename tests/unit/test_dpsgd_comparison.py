@@ -160,6 +160,14 @@ def test_the_paper_table_is_whole_escaped_and_bold_where_least():
     assert "vanilla & 168.9 & 1.00 & 310.0 & 300.7--328.6 & 1.00 \\\\" in text
 
 
+def test_what_is_predicted_alone_has_no_times():
+    rows = table([predicted("vanilla"), predicted("bk"), refused("opacus_hooks")], NAME)
+    assert rows[["median_s", "low_s", "high_s", "time_ratio"]].isna().all(axis=None)
+    text = latex(rows)
+    assert "vanilla (predicted) & 168.9 & 1.00 & -- & -- & -- \\\\" in text
+    assert "refused" in text
+
+
 def test_names_that_no_one_knows_are_escaped():
     record = profile("bk") | {"variant": "new_one+chunk", "method": "new_one"}
     text = latex(table([profile("vanilla"), record], NAME))

@@ -54,6 +54,12 @@ def test_no_job_takes_more_than_planned(study):
     assert_planned(study.folder, "micro-opt", ["dpsgd_profile", "dp_finetune", "privacy_scores"])
 
 
+def test_what_no_cpu_times_has_no_figure_of_times(study):
+    planned = study.planned("dpsgd", "--config", "device=cpu", "dpsgd={workload: reference}")
+    assert planned["memory_timeline"] == planned["memory_breakdown_comparison"] == 1
+    assert "performance_tradeoff" not in planned
+
+
 def test_the_private_model_is_one(study):
     folder = study.folder / "results/micro-opt/dpsgd"
     budget = read_record(folder / "epsilon-8/privacy.json")

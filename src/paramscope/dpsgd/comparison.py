@@ -64,7 +64,9 @@ def table(profiles: Iterable[Profile], workload: str) -> pd.DataFrame:
     """
     found = of_workload(profiles, workload)
     vanilla = vanilla_of(found)
-    return pd.DataFrame([_row(profile, vanilla) for profile in found], columns=PROFILES.names)
+    rows = pd.DataFrame([_row(profile, vanilla) for profile in found], columns=PROFILES.names)
+    numbers = [field.name for field in PROFILES if pa.types.is_floating(field.type)]
+    return rows.astype(dict.fromkeys(numbers, "float64"))  # also where nothing was timed
 
 
 def _row(profile: Profile, vanilla: Profile | None) -> dict[str, object]:
