@@ -55,7 +55,7 @@ def test_no_job_takes_more_than_planned(study):
 
 
 def test_what_no_cpu_times_has_no_figure_of_times(study):
-    planned = study.planned("dpsgd", "--config", "device=cpu", "dpsgd={workload: reference}")
+    planned = study.planned("dpsgd", "--config", "device=cpu", "dpsgd={predicted: [micro]}")
     assert planned["memory_timeline"] == planned["memory_breakdown_comparison"] == 1
     assert "performance_tradeoff" not in planned
 
